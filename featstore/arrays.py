@@ -1,0 +1,120 @@
+"""The door to zarr: create, grow, write whole shards, and read what the fast path does not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from featstore.files import fsync_path, storage_errors, write_bytes
+from featstore.store import FeatureSetFolder
+from featstore.types import TapShape
+
+BFLOAT16_NAN = 0x7FC0
+_AXES = {"patch": ("token", "dim"), "prefix": ("prefix_token", "dim"), "pooled": ("dim",)}
+
+
+def ensure_array(folder: FeatureSetFolder, shape: TapShape, array: str, *, n_rows: int) -> None:
+    """Make the array, or grow its first axis to `n_rows`; its metadata is replaced atomically.
+
+    Call it under the feature set's writer lock.
+
+    Args:
+        folder: Feature set.
+        shape: Shape of the tap.
+        array: "patch", "prefix" or "pooled".
+        n_rows: Rows the array must cover, a multiple of the shard's rows.
+    """
+    path = folder.array_path(shape.tap, array)
+    metadata_path = path / "zarr.json"
+    if not metadata_path.exists():
+        _create(folder, path, shape, array, n_rows)
+        return
+    metadata = json.loads(metadata_path.read_text())
+    if metadata["shape"][0] < n_rows:
+        metadata["shape"][0] = n_rows
+        write_bytes(metadata_path, json.dumps(metadata, indent=2).encode())
+
+
+def _create(
+    folder: FeatureSetFolder, path: Path, shape: TapShape, array: str, n_rows: int
+) -> None:
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+
+    item = shape.arrays[array]
+    shard_rows = folder.layout.shard_rows
+    inner = (shard_rows if array == "pooled" else 1, *item)
+    is_bfloat16 = folder.dtype == "bfloat16"
+    scope = shape.tap.replace(":", "_").replace(".", "_")
+    codec = ShardingCodec(
+        chunk_shape=inner,
+        codecs=[BytesCodec(), Crc32cCodec()],
+        index_codecs=[BytesCodec(), Crc32cCodec()],
+    )
+    with storage_errors(path):
+        zarr.create_array(
+            store=zarr.storage.LocalStore(path),
+            shape=(n_rows, *item),
+            chunks=(shard_rows, *item),
+            dtype=folder.store_dtype,
+            fill_value=BFLOAT16_NAN if is_bfloat16 else float("nan"),
+            serializer=codec,
+            compressors=None,
+            filters=None,
+            # Unique names, so that xarray opens a whole feature set without a clash of sizes.
+            dimension_names=["row", *(f"{scope}_{axis}" for axis in _AXES[array])],
+            attributes={"featstore_dtype": "bfloat16"} if is_bfloat16 else {},
+        )
+        fsync_path(path / "zarr.json")
+        fsync_path(path)
+
+
+def open_array(folder: FeatureSetFolder, tap: str, array: str) -> Any:
+    """Open one array for reading with zarr."""
+    import zarr
+
+    return zarr.open_array(zarr.storage.LocalStore(folder.array_path(tap, array)), mode="r")
+
+
+def write_shard(
+    folder: FeatureSetFolder, tap: str, array: str, shard: int, block: np.ndarray
+) -> None:
+    """Write one whole shard of one array, then force it to the disk.
+
+    Args:
+        folder: Feature set.
+        tap: Tap.
+        array: "patch", "prefix" or "pooled".
+        shard: Number of the shard.
+        block: (shard_rows, ...) in the store's dtype; a row of fill values becomes a hole.
+    """
+    import zarr
+
+    path = folder.array_path(tap, array)
+    with storage_errors(path):
+        target = zarr.open_array(zarr.storage.LocalStore(path), mode="r+")
+        start = shard * folder.layout.shard_rows
+        # A hole is an absent chunk: no number that is stored can be NaN, so only holes are.
+        target = target.with_config({"write_empty_chunks": False})
+        target[start : start + folder.layout.shard_rows] = block
+        file = folder.shard_file(tap, array, shard)
+        if file.exists():  # a shard of holes has no file
+            fsync_path(file)
+            for parent in file.relative_to(path).parents:
+                fsync_path(path / parent)
+
+
+def chunk_crc32c(block: np.ndarray) -> int:
+    """Checksum one chunk as the crc32c codec stores it."""
+    return int(google_crc32c.value(memoryview(np.ascontiguousarray(block)).cast("B")))
+
+
+def fill_block(folder: FeatureSetFolder, item_shape: Sequence[int]) -> np.ndarray:
+    """Make a shard-sized block that is all holes."""
+    value = BFLOAT16_NAN if folder.dtype == "bfloat16" else np.nan
+    return np.full((folder.layout.shard_rows, *item_shape), value, dtype=folder.store_dtype)

@@ -1,0 +1,112 @@
+"""Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from featstore.errors import ConflictError, StorageError
+
+PARTIAL = ".partial"
+"""Ending of a file that is still being written; any such file is waste after a crash."""
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one clear error that names the file."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"Could not write {path}: {reason}. Everything committed before is safe; make room or "
+            "fix the permission, then run the same command again."
+        ) from error
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file atomically and durably, making its folder first."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented and sorted, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file atomically; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    write_bytes(path, memoryview(sink.getvalue()))
+
+
+def remove_partials(folder: Path) -> int:
+    """Delete what interrupted writes left below `folder`; give how many files that was."""
+    leftovers = [path for path in folder.rglob(f"*{PARTIAL}") if path.is_file()]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, purpose: str, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file at `path`, which the system frees when the process dies.
+
+    Args:
+        path: Lock file; its holder's process is written beside it, for the message.
+        purpose: What the holder does, in words: "extracting into feature set 3f9c".
+        timeout_s: How long to wait for another holder.
+
+    Raises:
+        ConflictError: Another process holds it; the message names that process.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    note = path.with_suffix(".holder")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        holder = note.read_text().strip() if note.exists() else "another process"
+        raise ConflictError(
+            f"{holder} holds {path.name}. Wait for it to finish, or stop it, and run this again."
+        ) from error
+    try:
+        note.write_text(f"Process {os.getpid()} on {socket.gethostname()} ({purpose})\n")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,105 @@
+"""The plan (what decides the stored numbers, hashed) and the options of a run (what does not)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from featstore.errors import invalid
+from featstore.hashing import short_key
+
+FORMAT_VERSION = 1
+DTYPES = ("float16", "float32", "bfloat16")
+RESIZES = ("squash", "letterbox", "crop", "pad")  # and "via:N"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractPlan:
+    """Every choice that decides the stored numbers, and no other.
+
+    Equal plans have equal keys on every machine, so a finished extraction is never repeated.
+    Taps, views, data sets, batch size, device and paths are not here: they may be added or
+    changed later without redoing what is stored.
+    """
+
+    architecture: str  # timm's name without the tag
+    tag: str  # timm's pretrained tag, "file" or "random:SEED"
+    weights_sha256: str  # of the whole loaded state dict, before any block is dropped
+    image_size: tuple[int, int]  # height, width of the backbone's input in pixels
+    resize: str  # "squash", "letterbox", "crop", "pad" or "via:N"
+    interpolation: str  # of images: "bicubic", "bilinear", ...
+    mean: tuple[float, ...]  # of RGB in [0, 1]
+    std: tuple[float, ...]
+    position_grid: str  # how position embeddings were resampled, or "none"
+    precision: str = "float32"  # of the forward pass; TF32 is off
+    dtype: str = "float16"  # of the stored numbers
+    format: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise invalid("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        check_resize(self.resize)
+        if min(self.image_size) < 1:
+            raise invalid("image_size", self.image_size, "positive numbers of pixels")
+
+    def key(self) -> str:
+        """Name of the feature set: 16 hex digits (64 bits) of the SHA-256 of the fields."""
+        return short_key(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as JSON values; `from_json` inverts it."""
+        plain = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ExtractPlan:
+        """Rebuild a plan from `to_json`'s value, unknown fields being an error."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(value) - known)
+        if unknown:
+            raise invalid("plan", unknown, "made of the fields of format 1", hint="Update featstore.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+    def differences(self, other: ExtractPlan) -> dict[str, tuple[Any, Any]]:
+        """List the fields that differ as name -> (own value, other's value)."""
+        mine, theirs = self.to_json(), other.to_json()
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+
+def check_resize(resize: str) -> None:
+    """Check a resize rule.
+
+    Raises:
+        InvalidInputError: It is none of squash, letterbox, crop, pad, via:N.
+    """
+    kind, _, number = resize.partition(":")
+    if resize in RESIZES or (kind == "via" and number.isdigit() and int(number) > 0):
+        return
+    raise invalid("resize", resize, "squash, letterbox, crop, pad or via:N (N pixels)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """What decides the speed of an extraction or which images it covers, but no stored number."""
+
+    splits: tuple[str, ...] = ()  # empty: all
+    views: tuple[str, ...] = ("plain",)
+    device: str = "auto"
+    batch_size: int | None = None  # None: chosen for the device
+    limit: int | None = None  # images, after selection by split
+    seed: int = 0  # of the order of rows within an assignment
+    n_threads: int | None = None  # for decoding; None: as many as cores
+    on_bad_image: str = "skip"
+    targets: bool = True  # store labels and thumbnails
+
+    def __post_init__(self) -> None:
+        if self.on_bad_image not in ("skip", "fail"):
+            raise invalid("on_bad_image", self.on_bad_image, "skip or fail")
+        for name in ("batch_size", "limit", "n_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise invalid(name, value, "at least 1")
+        unknown = set(self.views) - {"plain", "hflip"}
+        if unknown or not self.views:
+            raise invalid("views", self.views, "plain, hflip or both")

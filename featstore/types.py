@@ -1,0 +1,143 @@
+"""The records that travel between the parts: items, labels, placements, tap shapes.
+
+Pixel coordinates are continuous: pixel column ``i`` covers ``[i, i + 1)`` and its centre is
+``i + 0.5`` (the half-pixel convention), x to the right, y down, origin in the top left corner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+Box = tuple[float, float, float, float]
+"""``(x0, y0, x1, y1)`` in continuous pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """One encoded dense label of one item, as it travels in the store.
+
+    ``physical value = decoded value * scale``; a decoded value equal to `invalid` is no value.
+    """
+
+    kind: str  # what it is: "depth" (metres), "classes", "instances", ...
+    encoding: str  # how `data` decodes: "png" or "npy"
+    data: bytes
+    scale: float = 1.0
+    invalid: float | None = None
+    source: str = ""  # which of several sources: "depths", "rawDepths", ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One entry of a data set: an image with its labels, or one box of it.
+
+    `attributes` holds whatever is small and not dense (scalar labels, boxes, keypoints) as JSON
+    values. `group` names what may never be cut by a split or a bootstrap (scene, video, camera,
+    individual).
+    """
+
+    path: str  # relative to the data set's root, with forward slashes
+    splits: tuple[str, ...] = ()
+    label: str | None = None  # class name, for classification
+    group: str | None = None
+    timestamp: str | None = None  # ISO 8601
+    crop: Box | None = None  # region of the image, in original pixels
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    label_kinds: tuple[str, ...] = ()  # dense labels that the reader can give for this item
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What a data set format gives: items, encoded images, encoded labels.
+
+    `spec` reopens the same data set (``FORMAT:ARGUMENT`` with an absolute path). Methods other
+    than `items` are called from several threads at once.
+    """
+
+    name: str
+    format: str
+    spec: str
+    licence: str
+    homepage: str
+
+    def items(self) -> Sequence[Item]:
+        """List all items, in an order that is the same on every machine."""
+        ...
+
+    def read_image(self, item: Item) -> bytes:
+        """Give the encoded image file (or the bytes of an .npy array, HWC or HW)."""
+        ...
+
+    def read_label(self, item: Item, kind: str) -> Label:
+        """Give one of the item's `label_kinds`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """How one source image was drawn into the backbone's input.
+
+    The source region `box` fills the input region `dst`; the rest of the input is padding.
+    ``x_input = dst.x0 + (x_source - box.x0) * (dst.x1 - dst.x0) / (box.x1 - box.x0)``, mirrored
+    inside `dst` when `is_flipped`.
+    """
+
+    source_hw: tuple[int, int]  # after EXIF orientation
+    input_hw: tuple[int, int]
+    box: Box  # in source pixels
+    dst: tuple[int, int, int, int]  # x0, y0, x1, y1 in whole input pixels
+    is_flipped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TapShape:
+    """Shape of what one tap gives for one image.
+
+    A dense tap has a `grid` and gives ``patch`` (grid_h * grid_w, dim), row-major, and, if
+    `n_prefix` is not 0, ``prefix`` (n_prefix, dim): CLS first, then registers. A pooled tap has
+    no grid and gives ``pooled`` (dim,).
+    """
+
+    tap: str
+    dim: int
+    grid: tuple[int, int] | None
+    n_prefix: int = 0
+
+    @property
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape, without the row axis, of each array stored for this tap."""
+        if self.grid is None:
+            return {"pooled": (self.dim,)}
+        shapes: dict[str, tuple[int, ...]] = {"patch": (self.grid[0] * self.grid[1], self.dim)}
+        if self.n_prefix:
+            shapes["prefix"] = (self.n_prefix, self.dim)
+        return shapes
+
+    def bytes_per_row(self, itemsize: int) -> int:
+        """Count the bytes of one row of this tap at `itemsize` bytes a number."""
+        return itemsize * sum(int(np.prod(shape)) for shape in self.arrays.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """One report of a long run, handed to the caller's callback; the library never prints.
+
+    `stage` is "items", "labels", "extract", "verify", "index" or "train"; `done` and `total`
+    count what that stage counts (images, shards, steps). A `message` is a sentence for people.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    message: str = ""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def ignore_progress(report: Progress) -> None:
+    """Drop a progress report: the default callback."""
