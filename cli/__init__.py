@@ -1,0 +1,1 @@
+"""The two commands, `featstore` and `heads`: parse, call one library function, print."""

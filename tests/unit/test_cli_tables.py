@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from cli.tables import cell, count, duration, facts, interval, size, table
+
+
+def test_columns_are_aligned_and_numbers_stand_to_the_right():
+    assert table(["name", "rows"], [["a", 5], ["bcdef", 1200]]).splitlines() == [
+        "name   rows",
+        "-----  ----",
+        "a         5",
+        "bcdef  1200",
+    ]
+
+
+def test_a_table_without_rows_shows_its_columns():
+    assert table(["name", "rows"], []).splitlines() == ["name  rows", "----  ----"]
+
+
+def test_sizes_with_units_stand_to_the_right():
+    assert table(["size"], [["1.0 MB"], ["900 B"]]).splitlines()[2:] == ["1.0 MB", " 900 B"]
+
+
+def test_facts_are_two_columns():
+    assert facts({"a": 1, "long": None}) == "a     1\nlong  -"
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_960, "1.0 MB"),
+        (2.5e9, "2.5 GB"),
+        (7e15, "7000.0 TB"),
+    ],
+)
+def test_sizes(n_bytes, text):
+    assert size(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_metric_carries_its_interval():
+    assert interval(0.4123, 0.39, 0.4331, unit="m") == "0.412 m [0.390, 0.433]"
+    assert interval(0.4123, None, None) == "0.412"
+    assert interval(0.4123, math.nan, math.nan) == "0.412"
+
+
+def test_cells():
+    assert [cell(value) for value in (None, 1.0, 0.123456, (1, 2), "x", math.nan)] == [
+        "-",
+        "1",
+        "0.1235",
+        "1, 2",
+        "x",
+        "nan",
+    ]
+
+
+def test_counts():
+    assert (count(1, "image"), count(1200, "image")) == ("1 image", "1,200 images")
