@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 
 from featstore.files import fsync_path, storage_errors, write_bytes
-from featstore.store import FeatureSetFolder
+from featstore.store import FeatureSetFolder, write_attributes
 from featstore.types import TapShape
 
 BFLOAT16_NAN = 0x7FC0
@@ -30,6 +30,8 @@ def ensure_array(folder: FeatureSetFolder, shape: TapShape, array: str, *, n_row
         n_rows: Rows the array must cover, a multiple of the shard's rows.
     """
     path = folder.array_path(shape.tap, array)
+    if not (path.parent / "zarr.json").exists():
+        write_attributes(path.parent, {})  # so that Zarr readers can walk down to the array
     metadata_path = path / "zarr.json"
     if not metadata_path.exists():
         _create(folder, path, shape, array, n_rows)
@@ -40,9 +42,7 @@ def ensure_array(folder: FeatureSetFolder, shape: TapShape, array: str, *, n_row
         write_bytes(metadata_path, json.dumps(metadata, indent=2).encode())
 
 
-def _create(
-    folder: FeatureSetFolder, path: Path, shape: TapShape, array: str, n_rows: int
-) -> None:
+def _create(folder: FeatureSetFolder, path: Path, shape: TapShape, array: str, n_rows: int) -> None:
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
@@ -111,7 +111,8 @@ def write_shard(
 
 def chunk_crc32c(block: np.ndarray) -> int:
     """Checksum one chunk as the crc32c codec stores it."""
-    return int(google_crc32c.value(memoryview(np.ascontiguousarray(block)).cast("B")))
+    # A plain uint8 array: the C function takes no memoryview.
+    return int(google_crc32c.value(np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
 
 
 def fill_block(folder: FeatureSetFolder, item_shape: Sequence[int]) -> np.ndarray:

@@ -66,10 +66,12 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
+def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = None) -> None:
     """Write a Parquet file atomically; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    pq.write_table(
+        table, sink, compression="zstd", store_schema=False, row_group_size=row_group_size
+    )
     write_bytes(path, memoryview(sink.getvalue()))
 
 

@@ -17,7 +17,7 @@ MAX_SHARD_ROWS = 256
 MAX_SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 NOMINAL_FLOPS = {"cpu": 5e10, "mps": 2e12, "cuda": 2e13}
-"""Assumed speeds for the minute a shard may take: fixed, so that layout never depends on a timing."""
+"""Assumed speeds for the minute a shard may take: fixed, so that no timing decides the layout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -58,7 +58,9 @@ class ExtractPlan:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(value) - known)
         if unknown:
-            raise invalid("plan", unknown, "made of the fields of format 1", hint="Update featstore.")
+            raise invalid(
+                "plan", unknown, "made of the fields of format 1", hint="Update featstore."
+            )
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
     def differences(self, other: ExtractPlan) -> dict[str, tuple[Any, Any]]:

@@ -267,13 +267,25 @@ def create_folder(path: Path, *, library: str) -> StoreFolder:
         InvalidInputError: Something else is there.
         StorageError: The disk refused.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InvalidInputError(
-            f"{path} exists and is not a featstore store. Choose another --store."
-        )
+    check_target(path)
     write_attributes(path, {"format": FORMAT_VERSION, "library": library})
     write_attributes(path / "feature_sets", {})
     return StoreFolder(path)
+
+
+def check_target(path: Path) -> None:
+    """Refuse, before anything expensive happens, a folder that can become no store.
+
+    Raises:
+        InvalidInputError: Something else is there.
+        FormatError: A damaged store or one of a newer format is there.
+    """
+    if (path / "zarr.json").exists():
+        open_folder(path)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InvalidInputError(
+            f"{path} exists and is not a featstore store. Choose another --store."
+        )
 
 
 def is_store(path: Path) -> bool:

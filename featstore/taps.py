@@ -47,7 +47,9 @@ def parse_tap(text: str) -> Tap:
     """
     match = _TAP.fullmatch(text.strip())
     if match is None:
-        raise invalid("tap", text, "block:N, stage:N or norm, with .cls or .mean to pool", hint=_HINT)
+        raise invalid(
+            "tap", text, "block:N, stage:N or norm, with .cls or .mean to pool", hint=_HINT
+        )
     norm, unit, index, pool = match.groups()
     if norm:
         return Tap(unit="norm", pool=pool)

@@ -122,6 +122,23 @@ class TapShape:
         return itemsize * sum(int(np.prod(shape)) for shape in self.arrays.values())
 
 
+@runtime_checkable
+class FeatureReader(Reader, Protocol):
+    """A reader that gives features that somebody else extracted, instead of images to run."""
+
+    def taps(self) -> tuple[TapShape, ...]:
+        """List what it gives for every item."""
+        ...
+
+    def read_features(self, item: Item) -> dict[str, np.ndarray]:
+        """Give float arrays by "TAP" (patch or pooled) and "TAP/prefix"."""
+        ...
+
+    def image_hw(self, item: Item) -> tuple[int, int] | None:
+        """Give height and width of the item's image, or None where it has no image."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """One report of a long run, handed to the caller's callback; the library never prints.

@@ -1,0 +1,212 @@
+"""Extraction: run a frozen backbone once over data sets and keep its activations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.assign import Framing
+from featstore.errors import InvalidInputError
+from featstore.extraction import Extraction, ExtractReport
+from featstore.feature_sets import FinalNorm, NewFeatureSet
+from featstore.index import refresh
+from featstore.layout import choose_shard_rows
+from featstore.plan import ExtractPlan, RunOptions
+from featstore.planning import open_readers, select_items
+from featstore.sources import BackboneSource, ImportSource, Readers, weights_argument
+from featstore.store import STORE_DTYPES, check_target
+from featstore.types import FeatureReader, ProgressCallback, Reader, TapShape, ignore_progress
+from featstore.version import __version__
+
+if TYPE_CHECKING:
+    from featstore.backbones import Backbone
+
+
+def extract(
+    store: str | Path,
+    *,
+    backbone: str | None = None,
+    data: Sequence[str | Reader],
+    taps: Sequence[str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    resize: str = "squash",
+    dtype: str = "float16",
+    weights: str | Path | None = None,
+    options: RunOptions | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> ExtractReport:
+    """Run a frozen backbone over data sets and keep its activations in `store`.
+
+    What is stored already is reused: an interrupted extraction goes on, and taps, data sets and
+    views are added to what is there. Data sets of format ``features`` are imported; they need no
+    backbone.
+
+    Args:
+        store: Folder of the store, made if it does not exist.
+        backbone: Name from `featstore backbones`, a timm name with its tag, ``hf-hub:...`` or
+            ``local-dir:...``.
+        data: Data sets as ``[NAME=]FORMAT:PATH``, or open readers.
+        taps: Taps; None stores four blocks and the final norm, or all stages.
+        image_size: Height and width of the backbone's input in pixels; None: about 224.
+        resize: "squash", "letterbox", "crop", "pad" or "via:N".
+        dtype: "float16", "float32" or "bfloat16".
+        weights: A weights file, or "random[:SEED]"; None: the published ones.
+        options: What decides speed and coverage, not numbers.
+        progress: Called with reports of progress.
+
+    Returns:
+        What was done; `bad` lists the images that were left out, with reasons.
+
+    Raises:
+        InvalidInputError: An argument or a data set is not acceptable; nothing was written.
+        ConflictError: Another process is writing this feature set.
+        StorageError: The disk refused; everything committed is safe.
+    """
+    options = options or RunOptions()
+    began = time.perf_counter()
+    path = Path(store)
+    check_target(path)
+    readers = open_readers(data)
+    selected = select_items(readers, options)
+    extraction = Extraction(path, readers, selected, options, progress, began)
+    if any(isinstance(reader, FeatureReader) for reader in readers):
+        report = _import(extraction, readers, dtype)
+    else:
+        if backbone is None:
+            raise InvalidInputError("No backbone was given. Name one of `featstore backbones`.")
+        model = prepare_backbone(
+            backbone,
+            image_size=image_size,
+            resize=resize,
+            weights=weights,
+            device=options.device,
+            taps=taps,
+        )
+        report = _run(extraction, model, plan_of(model, resize=resize, dtype=dtype), weights)
+    refresh(path)
+    return report
+
+
+def prepare_backbone(
+    name: str,
+    *,
+    image_size: tuple[int, int] | None,
+    resize: str,
+    weights: str | Path | None,
+    device: str,
+    taps: Sequence[str] | None,
+) -> Backbone:
+    """Load a backbone for an input size; `pad` rounds the size up to the patch."""
+    from featstore.backbones import load_backbone, padded_size
+
+    if resize == "pad" and image_size is not None:
+        image_size = padded_size(name, image_size)
+    return load_backbone(name, image_size=image_size, weights=weights, device=device, taps=taps)
+
+
+def plan_of(model: Backbone, *, resize: str, dtype: str) -> ExtractPlan:
+    """Write down what decides the numbers that `model` gives."""
+    return ExtractPlan(
+        architecture=model.architecture,
+        tag=model.tag,
+        weights_sha256=model.weights_sha256,
+        image_size=model.input_hw,
+        resize=resize,
+        interpolation=model.interpolation,
+        mean=model.mean,
+        std=model.std,
+        position_grid=model.position_grid,
+        dtype=dtype,
+    )
+
+
+def _run(
+    extraction: Extraction, model: Backbone, plan: ExtractPlan, weights: str | Path | None
+) -> ExtractReport:
+    batch_size = extraction.options.batch_size or default_batch_size(model.device)
+    shapes = [model.tap_shapes[tap] for tap in model.taps]
+    norm = model.final_norm
+    new = NewFeatureSet(
+        key=plan.key(),
+        name=feature_set_name(model.name, plan),
+        dtype=plan.dtype,
+        shard_rows=choose_shard_rows(
+            bytes_per_row=widest(shapes, plan.dtype),
+            flops_per_row=model.flops_per_image,
+            device=model.device,
+        ),
+        plan=plan,
+        backbone=model.identity(),
+        provenance={
+            "featstore": __version__,
+            "libraries": dict(model.library_versions),
+            "weights": weights_argument(weights),
+            "batch_size": batch_size,
+        },
+        final_norm=None
+        if norm is None
+        else FinalNorm(kind=norm.kind, eps=norm.eps, weight=norm.weight, bias=norm.bias),
+    )
+    framing = Framing(input_hw=plan.image_size, resize=plan.resize)
+    with extraction.locked_store(new.key) as store:
+        source = BackboneSource(Readers(store, extraction.readers), model, plan)
+        return extraction.run(store, new, shapes, framing, source, batch_size)
+
+
+def _import(extraction: Extraction, readers: Sequence[Reader], dtype: str) -> ExtractReport:
+    """Take features over as they are: no plan, and no prediction on new images later."""
+    if len(readers) != 1 or not isinstance(readers[0], FeatureReader):
+        raise InvalidInputError(
+            "Features are imported one data set at a time, and not together with images. "
+            "Give a single --data features:PATH."
+        )
+    shapes = list(readers[0].taps())
+    described = [[s.tap, s.dim, list(s.grid or ()), s.n_prefix] for s in shapes]
+    from featstore.hashing import short_key
+
+    key = short_key(["imported", readers[0].name, dtype, described])
+    new = NewFeatureSet(
+        key=key,
+        name=f"{readers[0].name}+imported",
+        dtype=dtype,
+        shard_rows=choose_shard_rows(
+            bytes_per_row=widest(shapes, dtype), flops_per_row=1.0, device="cpu"
+        ),
+        plan=None,
+        backbone={"name": "imported"},
+        provenance={"featstore": __version__, "source": readers[0].spec},
+        final_norm=None,
+    )
+    grids = [shape.grid for shape in shapes if shape.grid is not None]
+    framing = Framing(input_hw=max(grids, default=(1, 1)), resize="squash")
+    with extraction.locked_store(key) as store:
+        source = ImportSource(Readers(store, readers), dtype)
+        return extraction.run(store, new, shapes, framing, source, 64)
+
+
+def widest(shapes: Sequence[TapShape], dtype: str) -> int:
+    """Count the bytes of one row of the largest tap."""
+    itemsize = int(STORE_DTYPES[dtype][-1])
+    return max(shape.bytes_per_row(itemsize) for shape in shapes)
+
+
+def default_batch_size(device: str) -> int:
+    """Give the images of a forward pass that suit a kind of device."""
+    return {"cpu": 16, "mps": 32, "cuda": 64}[device.partition(":")[0]]
+
+
+def feature_set_name(backbone: str, plan: ExtractPlan) -> str:
+    """Name a feature set for people: "dinov2_b@224", with what is not the default after it."""
+    height, width = plan.image_size
+    parts = [f"{backbone}@{height}" if height == width else f"{backbone}@{height}x{width}"]
+    if plan.tag.startswith("random"):
+        parts.append("random")
+    elif plan.tag == "file":
+        parts.append("file")
+    if plan.resize != "squash":
+        parts.append(plan.resize.replace(":", ""))
+    if plan.dtype != "float16":
+        parts.append(plan.dtype)
+    return "+".join(parts)
