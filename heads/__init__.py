@@ -1,0 +1,26 @@
+"""heads: train tiny heads on stored activations, measure them, use them. No backbone is needed.
+
+Public names, loaded when they are first used: `train`, `evaluate`, `predict`, `load`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heads.evaluate import evaluate
+    from heads.model import load
+    from heads.predict import predict
+    from heads.train import train
+
+_HOMES = {"evaluate": "heads.evaluate", "load": "heads.model", "predict": "heads.predict", "train": "heads.train"}
+
+__all__ = ["evaluate", "load", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import heads` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heads' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

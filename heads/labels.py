@@ -1,0 +1,174 @@
+"""Where labels come from: the store, or a data set that is joined to stored rows by image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+from featstore.datasets import open_dataset
+from featstore.errors import BadImageError, InvalidInputError
+from featstore.hashing import image_key, short_key
+from featstore.items import item_id
+from featstore.store import StoreFolder, crop_text
+from featstore.types import Item, Label, Reader
+
+if TYPE_CHECKING:
+    from featstore.api import Store
+
+Line = dict[str, Any]
+"""One line of the samples view."""
+
+_LABELLED = """
+select dataset, item
+from items
+where list_contains(label_kinds, $kind)
+order by dataset, item
+"""
+
+
+class LabelSource(Protocol):
+    """Gives the labels of items. `kind` and `spec` are recorded with a run."""
+
+    kind: str
+    spec: str | None  # of the data set, or None for the store's own labels
+
+    def iterate(self, dataset: str, items: Sequence[str]) -> Iterator[tuple[str, Label]]:
+        """Go through items and labels, in any order; unreadable labels are missing."""
+        ...
+
+    def version(self, dataset: str) -> str:
+        """Name what the labels of a data set hold now; another name once one has changed."""
+        ...
+
+
+class StoredLabels:
+    """Labels as they lie in the store."""
+
+    spec: str | None = None
+
+    def __init__(self, store: Store, kind: str) -> None:
+        self.kind = kind
+        self._store = store
+
+    def iterate(self, dataset: str, items: Sequence[str]) -> Iterator[tuple[str, Label]]:
+        """Go through items and labels; those left at their source come last."""
+        missing = set(items)
+        for item, label in self._store.iterate_labels(dataset, items, self.kind):
+            missing.discard(item)
+            yield item, label
+        if missing:
+            yield from self._store.read_labels(dataset, sorted(missing), self.kind).items()
+
+    def version(self, dataset: str) -> str:
+        """Name the files that hold them: a changed label is written to a new file."""
+        folder = StoreFolder(self._store.path).labels_path(dataset)
+        files = sorted(folder.glob(f"{self.kind}-*.parquet"))
+        return short_key([[path.name, path.stat().st_size] for path in files])
+
+
+class ReaderLabels:
+    """Labels of a data set outside the store."""
+
+    def __init__(self, reader: Reader, kind: str, items: Mapping[str, Item]) -> None:
+        self.kind = kind
+        self.spec: str | None = reader.spec
+        self._reader = reader
+        self._items = dict(items)
+
+    def iterate(self, dataset: str, items: Sequence[str]) -> Iterator[tuple[str, Label]]:
+        """Go through items and labels."""
+        for item in items:
+            label = self._read(item)
+            if label is not None:
+                yield item, label
+
+    def version(self, dataset: str) -> str:
+        """Name the bytes of all labels: files outside the store may change at any time."""
+        digests = []
+        for item in sorted(self._items):
+            label = self._read(item)
+            digests.append([item, "" if label is None else image_key(label.data)])
+        return short_key(digests)
+
+    def _read(self, item: str) -> Label | None:
+        try:
+            return self._reader.read_label(self._items[item], self.kind)
+        except (BadImageError, OSError):
+            return None
+
+
+def stored_labels(
+    store: Store, lines: Sequence[Line], *, kind: str
+) -> tuple[LabelSource, list[Line]]:
+    """Keep those lines of the samples view whose item has a label of `kind` in the store.
+
+    Raises:
+        InvalidInputError: No line has.
+    """
+    table = store.sql(_LABELLED, {"kind": kind})
+    labelled = set(zip(table["dataset"].to_pylist(), table["item"].to_pylist(), strict=True))
+    kept = [line for line in lines if (line["dataset"], line["item"]) in labelled]
+    if not kept:
+        names = ", ".join(sorted({line["dataset"] for line in lines}))
+        raise InvalidInputError(
+            f"No stored row has a {kind} label (data sets: {names}). Extract a data set that has "
+            "such labels, or join them with --data FORMAT:PATH."
+        )
+    return StoredLabels(store, kind), kept
+
+
+def reader_labels(data: str, lines: Sequence[Line], *, kind: str) -> tuple[LabelSource, list[Line]]:
+    """Join the items of a data set to stored rows by the image's bytes and the crop.
+
+    An item that names no split takes those of the stored row.
+
+    Returns:
+        The labels, and lines of the samples view that name the new items in place of the old.
+
+    Raises:
+        InvalidInputError: The data set has no labels of `kind`, or none of its images is stored.
+    """
+    reader = open_dataset(data)
+    items = [item for item in reader.items() if kind in item.label_kinds]
+    if not items:
+        raise InvalidInputError(f"{data} has no {kind} labels. Name a data set that has some.")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        keys = list(pool.map(lambda item: _key_of(reader, item), items))
+    by_image: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        by_image.setdefault((line["image_key"], line["crop"]), []).append(line)
+    joined: list[Line] = []
+    for item, key in zip(items, keys, strict=True):
+        joined += _joined(reader, item, by_image.get((key or "", crop_text(item.crop)), ()))
+    if not joined:
+        raise InvalidInputError(
+            f"None of the {len(items)} labelled images of {data} is stored in this feature set. "
+            f"Extract them first: `featstore extract --data {data}`."
+        )
+    known = {item_id(reader.name, item): item for item in items}
+    return ReaderLabels(reader, kind, known), joined
+
+
+def _joined(reader: Reader, item: Item, stored: Sequence[Line]) -> list[Line]:
+    own = {
+        "item": item_id(reader.name, item),
+        "dataset": reader.name,
+        "path": item.path,
+        "label": item.label,
+        "group_id": item.group,
+        "timestamp": item.timestamp,
+    }
+    rows = {line["row"]: line for line in stored}
+    if item.splits:
+        return [{**line, **own, "split": split} for line in rows.values() for split in item.splits]
+    seen = {(line["row"], line["split"]): line for line in stored}
+    return [{**line, **own} for line in seen.values()]
+
+
+def _key_of(reader: Reader, item: Item) -> str | None:
+    try:
+        return image_key(reader.read_image(item))
+    except (BadImageError, OSError):
+        return None

@@ -1,0 +1,284 @@
+"""Which stored rows are trained on, held out and measured, and where their labels come from.
+
+A pair is one row with one item: equal images share a row, and each item brings its own label. No
+part ever cuts a group (scene, video, camera, individual): where a data set names no groups, an
+image is its own group; where all of it is one group, contiguous blocks of it are held out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from featstore.errors import InvalidInputError, NotFoundError, invalid
+from heads.labels import LabelSource, reader_labels, stored_labels
+
+if TYPE_CHECKING:
+    from featstore.api import FeatureSet, Store
+
+TRAIN, VAL, TEST = "train", "val", "test"
+_BLOCKS_HELD_OUT = 3  # blocks of one video that make up the validation part
+_SHARED_NAMED = 3  # images named in a message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One row with one item."""
+
+    row: int
+    item: str
+    dataset: str
+    path: str
+    group: str  # unique over data sets; the image itself where the data set names no groups
+    image_key: str
+    view: str
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What makes a pair one: its row and its item."""
+        return (self.row, self.item)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """The pairs of each part, and how the validation part was made."""
+
+    train: tuple[Pair, ...]
+    val: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+    validation: Mapping[str, Any]
+    messages: tuple[str, ...] = ()
+
+    def parts(self) -> dict[str, tuple[Pair, ...]]:
+        """Give the pairs by the name of their part."""
+        return {TRAIN: self.train, VAL: self.val, TEST: self.test}
+
+    def without(self, keys: Iterable[tuple[int, str]]) -> Selection:
+        """Leave some pairs out of every part."""
+        gone = set(keys)
+        kept = {
+            name: tuple(pair for pair in pairs if pair.key not in gone)
+            for name, pairs in self.parts().items()
+        }
+        return replace(self, train=kept[TRAIN], val=kept[VAL], test=kept[TEST])
+
+    def to_table(self) -> pa.Table:
+        """Give all parts as one table: part and the fields of a pair."""
+        lines = [
+            {"part": name, **asdict(pair)} for name, pairs in self.parts().items() for pair in pairs
+        ]
+        return pa.Table.from_pylist(lines, schema=SCHEMA)
+
+
+SCHEMA = pa.schema(
+    [
+        ("part", pa.string()),
+        ("row", pa.int64()),
+        ("item", pa.string()),
+        ("dataset", pa.string()),
+        ("path", pa.string()),
+        ("group", pa.string()),
+        ("image_key", pa.string()),
+        ("view", pa.string()),
+    ]
+)
+
+
+def pairs_from_table(table: pa.Table, part: str) -> tuple[Pair, ...]:
+    """Read the pairs of one part back from `Selection.to_table`."""
+    lines = [line for line in table.to_pylist() if line.pop("part") == part]
+    return tuple(Pair(**line) for line in lines)
+
+
+def select(
+    store: Store,
+    features: FeatureSet,
+    *,
+    kind: str,
+    split: str = TRAIN,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    data: str | None = None,
+) -> tuple[Selection, LabelSource]:
+    """Choose the pairs to train on, to hold out and to measure.
+
+    A split named "val" is the validation part where there is one. Otherwise whole groups of
+    `split` are held out, chosen by `seed`. Only unmirrored views are held out or measured.
+
+    Args:
+        store: Store.
+        features: Feature set whose rows are used.
+        kind: Kind of label that the task learns from.
+        split: Split to train on.
+        val_fraction: Part of `split` to hold out, from 0 (nothing) to below 1.
+        seed: Chooses the groups.
+        data: Data set ``FORMAT:PATH`` whose labels are joined to stored rows by image, in place
+            of the labels in the store.
+
+    Raises:
+        InvalidInputError: The split is empty or nothing in it has such labels.
+    """
+    if not 0 <= val_fraction < 1:
+        raise invalid("val_fraction", val_fraction, "from 0 to below 1")
+    if split == TEST:
+        raise invalid("split", split, "a split to train on; test is what the head is measured on")
+    labels, by_split = labelled_pairs(store, features, kind=kind, data=data)
+    train = _required(by_split, split, kind)
+    test = _plain(by_split.get(TEST, ()))
+    train, val, validation = _hold_out(train, by_split, split, val_fraction, seed)
+    selection = Selection(
+        train=train,
+        val=val,
+        test=test,
+        validation=validation,
+        messages=(*_validation_messages(validation), *_overlap_messages(train, val, test)),
+    )
+    return selection, labels
+
+
+def select_split(
+    store: Store, features: FeatureSet, *, kind: str, split: str, data: str | None = None
+) -> tuple[tuple[Pair, ...], LabelSource]:
+    """Choose the pairs of one split, in one view each, to measure a head on them.
+
+    Raises:
+        InvalidInputError: The split is empty or nothing in it has such labels.
+    """
+    labels, by_split = labelled_pairs(store, features, kind=kind, data=data)
+    return _plain(_required(by_split, split, kind)), labels
+
+
+def labelled_pairs(
+    store: Store, features: FeatureSet, *, kind: str, data: str | None
+) -> tuple[LabelSource, dict[str, list[Pair]]]:
+    """List the pairs that have a label, by split, ordered by row and item.
+
+    Raises:
+        InvalidInputError: The feature set has no rows, or none of them has such a label.
+    """
+    lines = store.samples(feature_set=features.key).to_pylist()
+    if not lines:
+        raise InvalidInputError(
+            f"Feature set {features.key} has no committed rows. Run `featstore extract` first."
+        )
+    if data is not None:
+        labels, lines = reader_labels(data, lines, kind=kind)
+    else:
+        labels, lines = stored_labels(store, lines, kind=kind)
+    by_split: dict[str, list[Pair]] = {}
+    for line in sorted(lines, key=lambda each: (each["row"], each["item"])):
+        by_split.setdefault(line["split"], []).append(_pair(line))
+    return labels, by_split
+
+
+def _pair(line: Mapping[str, Any]) -> Pair:
+    group = line["group_id"]
+    return Pair(
+        row=line["row"],
+        item=line["item"],
+        dataset=line["dataset"],
+        path=line["path"],
+        group=f"image {line['image_key']}" if group is None else f"{line['dataset']}/{group}",
+        image_key=line["image_key"],
+        view=line["view"],
+    )
+
+
+def _plain(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    return tuple(pair for pair in pairs if pair.view == "plain")
+
+
+def _required(by_split: Mapping[str, Sequence[Pair]], split: str, kind: str) -> tuple[Pair, ...]:
+    pairs = by_split.get(split, ())
+    if not pairs:
+        known = ", ".join(f"{name} ({len(each)})" for name, each in sorted(by_split.items()))
+        raise NotFoundError(
+            f"No rows with {kind} labels in split {split!r}. Splits that have some: {known}."
+        )
+    return tuple(pairs)
+
+
+def _hold_out(
+    train: tuple[Pair, ...],
+    by_split: Mapping[str, Sequence[Pair]],
+    split: str,
+    val_fraction: float,
+    seed: int,
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...], dict[str, Any]]:
+    """Give the pairs to train on, those held out, and how the two were parted."""
+    if split != VAL and by_split.get(VAL):
+        val = _plain(by_split[VAL])
+        return train, val, {"how": "split", "split": VAL, "images": len(val)}
+    if val_fraction == 0:
+        return train, (), {"how": "none", "images": 0}
+    sizes = Counter(pair.group for pair in train)
+    if len(sizes) > 1:
+        chosen = _choose_groups(sizes, val_fraction, seed)
+        is_held = [pair.group in chosen for pair in train]
+        how: dict[str, Any] = {"how": "groups", "groups": len(chosen), "of_groups": len(sizes)}
+    else:
+        images = _choose_blocks(sorted({pair.path for pair in train}), val_fraction, seed)
+        is_held = [pair.path in images for pair in train]
+        how = {"how": "blocks", "blocks": _BLOCKS_HELD_OUT, "of_groups": 1}
+    val = _plain(pair for pair, held in zip(train, is_held, strict=True) if held)
+    kept = tuple(pair for pair, held in zip(train, is_held, strict=True) if not held)
+    if not kept:
+        raise invalid(
+            "split", split, "of at least two images, one to hold out", hint="Use --val-fraction 0."
+        )
+    return kept, val, {**how, "fraction": val_fraction, "seed": seed, "images": len(val)}
+
+
+def _choose_groups(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
+    """Choose whole groups at random until `fraction` is reached, avoiding those far too large."""
+    total = sum(sizes.values())
+    names = sorted(sizes)
+    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
+    chosen: set[str] = set()
+    count = 0
+    for name in order:
+        if count < fraction * total and count + sizes[name] <= 1.5 * fraction * total:
+            chosen.add(name)
+            count += sizes[name]
+    # Where every group alone is more than was asked for, the smallest costs least.
+    return chosen or {min(order, key=lambda name: sizes[name])}
+
+
+def _choose_blocks(paths: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """Choose contiguous blocks of the sorted paths, so that few neighbouring frames are parted."""
+    n_blocks = max(2, min(len(paths), round(_BLOCKS_HELD_OUT / fraction)))
+    blocks = np.array_split(np.asarray(paths, dtype=object), n_blocks)
+    n_chosen = max(1, min(n_blocks - 1, round(fraction * n_blocks)))
+    chosen = np.random.default_rng(seed).permutation(n_blocks)[:n_chosen]
+    return {str(path) for block in chosen for path in blocks[block]}
+
+
+def _validation_messages(validation: Mapping[str, Any]) -> list[str]:
+    images = validation["images"]
+    if validation["how"] == "blocks":
+        text = (
+            f"All training images are one group, so contiguous blocks of it are held out "
+            f"({images} images); their borders still touch what is trained on."
+        )
+        return [text]
+    if validation["how"] == "groups":
+        groups = f"{validation['groups']} of {validation['of_groups']} groups"
+        return [f"Held out for validation: {groups} ({images} images)."]
+    return []
+
+
+def _overlap_messages(
+    train: Sequence[Pair], val: Sequence[Pair], test: Sequence[Pair]
+) -> list[str]:
+    """Warn of images that are both learned from and measured on."""
+    seen = {pair.image_key: pair.path for pair in (*train, *val)}
+    shared = sorted({seen[pair.image_key] for pair in test if pair.image_key in seen})
+    if not shared:
+        return []
+    named = ", ".join(shared[:_SHARED_NAMED])
+    return [f"{len(shared)} test images are also trained on ({named}): their numbers flatter."]
