@@ -1,4 +1,4 @@
-"""Progress on stderr: one line rewritten in a terminal, a plain line every few seconds elsewhere."""
+"""Progress on stderr: one line rewritten in a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ def sql(
     \b
     Example:
         featstore sql "select split, count(*) as images from samples group by split order by split"
-        featstore sql 'select path from samples where split = $s order by row' -p s=test --format csv
-        featstore sql "select run_id, value from metrics where name = 'rmse' order by value" --json
+        featstore sql 'select path from samples where split = $s order by row' -p s=test
+        featstore sql "select run_id, value from metrics where name = 'rmse' order by value" --format csv
     """
     from featstore import index
 

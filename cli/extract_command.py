@@ -1,0 +1,218 @@
+"""`featstore extract`: run the backbone over images and keep what its taps give."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.common import (
+    LEFT_OUT,
+    device_option,
+    json_option,
+    leave,
+    print_json,
+    resumable,
+    say,
+    store_option,
+)
+from cli.progress import ProgressLine
+from cli.tables import count, duration, facts, size
+
+if TYPE_CHECKING:
+    from featstore.extraction import ExtractReport
+
+RESUME = "What was committed is safe; run the same command again to go on from there."
+
+MAX_LISTED = 20  # images left out that are named one by one
+
+
+class ImageSize(click.ParamType):
+    """``N`` or ``HxW`` in pixels."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Give (height, width)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", value)
+        if match is None or not int(match[1]) or match[2] == "0":
+            self.fail(
+                f"{value!r} is no image size. Give pixels as 224 or 240x320 (HxW).", param, ctx
+            )
+        return int(match[1]), int(match[2] or match[1])
+
+
+@click.command()
+@click.option(
+    "--backbone",
+    default=None,
+    metavar="NAME",
+    help="See `featstore backbones`; any timm name with its tag works too.",
+)
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    metavar="[NAME=]FORMAT:PATH",
+    help="Images to run; repeatable. See `featstore datasets`.",
+)
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="SPLIT",
+    help="Only this split; repeatable. [default: all]",
+)
+@click.option(
+    "--taps",
+    multiple=True,
+    metavar="TAP[,TAP...]",
+    help="What to keep: block:8, norm, stage:2, norm.cls ... "
+    "[default: four blocks and norm, or all stages]",
+)
+@click.option(
+    "--image-size",
+    type=ImageSize(),
+    default=None,
+    help="Input size in pixels. [default: about 224, or the only size the model takes]",
+)
+@click.option(
+    "--resize",
+    default="squash",
+    show_default=True,
+    metavar="RULE",
+    help="How an image becomes the input: squash, letterbox, crop, pad or via:N.",
+)
+@click.option(
+    "--view",
+    "views",
+    multiple=True,
+    type=click.Choice(["plain", "hflip"]),
+    default=("plain",),
+    show_default=True,
+    help="Which views of each image; repeatable.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32", "bfloat16"]),
+    default="float16",
+    show_default=True,
+    help="How numbers are stored.",
+)
+@click.option(
+    "--weights",
+    default=None,
+    metavar="FILE|random[:SEED]",
+    help="Weights other than the backbone's own.",
+)
+@device_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=None,
+    help="Images a forward pass. [default: chosen for the device]",
+)
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most this many images.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the order in which new images are stored.",
+)
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="What to do with an image that does not decode.",
+)
+@click.option("--no-targets", is_flag=True, help="Leave labels and thumbnails at their source.")
+@click.option(
+    "--dry-run", is_flag=True, help="Tell size and time, from a short timed run; write nothing."
+)
+@store_option
+@json_option
+def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Run a backbone over images and keep the activations of its taps.
+
+    Running it again continues: what is stored is not done twice, and new images, taps or views
+    are added. Ctrl-C or a crash costs at most the shards in flight.
+
+    \b
+    Example:
+        featstore extract --backbone dinov2_b --data nyu:/data/nyu --dry-run
+        featstore extract --backbone dinov2_b --data nyu:/data/nyu
+        featstore extract --backbone efficientnet_lite0 --data rooms:n=250,seed=0 --json
+        featstore extract --data features:/data/dinov2_features
+    """
+    arguments = _arguments(**options)
+    if dry_run:
+        _estimate(arguments, as_json=as_json)
+        return
+    from featstore.extract import extract
+
+    with resumable(RESUME), ProgressLine() as progress:
+        report = extract(store_path, **arguments, progress=progress)
+    _show_report(report, as_json=as_json)
+    if report.bad:
+        leave(LEFT_OUT)
+
+
+def _estimate(arguments: Mapping[str, Any], *, as_json: bool) -> None:
+    from featstore.estimate import estimate
+
+    with resumable("Nothing was written."):
+        guess = estimate(**arguments)
+    if as_json:
+        print_json(guess.to_json())
+        return
+    shown = {
+        "feature set": guess.feature_set,
+        "images": f"{guess.images:,}",
+        "a tap": [f"{tap} {size(n_bytes)}" for tap, n_bytes in guess.taps.items()],
+        "an image": size(guess.bytes_per_image),
+        "total": size(guess.bytes),
+        "time": f"{duration(guess.seconds)} ({guess.images_per_second:.3g} images/s)",
+    }
+    click.echo(facts(shown))
+
+
+def _arguments(**options: Any) -> dict[str, Any]:
+    """Sort the options into the library's arguments and its `RunOptions`."""
+    from featstore.plan import RunOptions
+
+    names = ("splits", "views", "device", "batch_size", "limit", "seed", "on_bad_image")
+    run_options = {name: options.pop(name) for name in names}
+    taps = [tap for text in options.pop("taps") for tap in text.split(",")]
+    return {
+        **options,
+        "taps": taps or None,
+        "options": RunOptions(**run_options, targets=not options.pop("no_targets")),
+    }
+
+
+def _show_report(report: ExtractReport, *, as_json: bool) -> None:
+    for bad in report.bad[:MAX_LISTED]:
+        say(f"Left out {bad.dataset}/{bad.path}: {bad.reason}")
+    if len(report.bad) > MAX_LISTED:
+        say(f"... and {len(report.bad) - MAX_LISTED:,} more; --json lists them all.")
+    if as_json:
+        print_json(report.to_json())
+        return
+    shown = {
+        "store": report.store,
+        "feature set": f"{report.name} ({report.feature_set})",
+        "taps": report.taps,
+        "rows": f"{report.rows:,} ({report.new_rows:,} new, {report.reused_rows:,} reused)",
+        "size": size(report.bytes),
+        "time": f"{duration(report.seconds)} ({report.images_per_second:.3g} images/s)",
+    }
+    if report.bad:
+        shown["left out"] = f"{count(len(report.bad), 'image')}; a rerun tries them again"
+    click.echo(facts(shown))

@@ -1,0 +1,43 @@
+"""The `featstore` command: extract features, look into a store, keep it in order."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from cli.catalogue_commands import backbones, datasets
+from cli.common import run_and_exit
+from cli.demo import demo
+from cli.extract_command import extract
+from cli.sql_command import sql
+from cli.store_commands import gc, info, ls, reindex, rm, verify
+from featstore.version import __version__
+
+
+@click.group("featstore", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="featstore")
+def featstore() -> None:
+    """Run a frozen vision backbone once and keep its activations in a store.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with images left out, 130 interrupted.
+
+    \b
+    Example:
+        featstore extract --backbone dinov2_b --data nyu:/data/nyu
+        featstore info
+        heads train --task depth
+    """
+
+
+for command in (extract, info, ls, backbones, datasets, sql, verify, reindex, gc, rm, demo):
+    featstore.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run `featstore` as a program."""
+    run_and_exit(featstore)
+
+
+if __name__ == "__main__":
+    main()
