@@ -103,7 +103,7 @@ class FeatureSet:
         return stream.open_stream(self.folder, taps, **options)
 
     def read(self, tap: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Read rows of one tap, order and duplicates respected; see `featstore.stream.read_rows`."""
+        """Read rows of one tap, in the given order; see `featstore.stream.read_rows`."""
         return stream.read_rows(self.folder, tap, rows)
 
     def to_numpy(self, tap: str, where: str | None = None) -> np.ndarray:

@@ -187,11 +187,12 @@ def _fits(
 
 
 def _ambiguous(folders: Sequence[FeatureSetFolder]) -> str:
+    first = folders[0]
     lines = [f"  {one.key}  {one.attributes['name']}" for one in folders]
-    for other in folders[1:]:
-        lines.append(
-            f"  {other.key} differs from {folders[0].key} in {describe_difference(folders[0], other)}"
-        )
+    lines += [
+        f"  {other.key} differs from {first.key} in {describe_difference(first, other)}"
+        for other in folders[1:]
+    ]
     return f"{len(folders)} feature sets fit; choose one with --feature-set KEY:\n" + "\n".join(
         lines
     )

@@ -1,4 +1,4 @@
-"""Encoded labels and thumbnails that travel in the store, so that a copied store can be trained from."""
+"""Encoded labels and thumbnails that travel in the store: a copied store can be trained from."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def store_labels(
     n_threads: int,
     progress: ProgressCallback,
 ) -> list[BadImage]:
-    """Copy the labels of `found`, and, if asked for, a thumbnail of each, that are new or changed into the store.
+    """Copy the labels (and thumbnails) of `found` that are new or changed into the store.
 
     Every label is read and hashed again, so that an edited label is never taken for the old one.
 

@@ -33,12 +33,13 @@ def start_copy(tensor: torch.Tensor, dtype: str) -> Callable[[], HostArray]:
         dtype: "float16", "float32" or "bfloat16".
     """
     flat = tensor.flatten(1)
-    low, high = torch.aminmax(flat, dim=1)  # a NaN in a row comes out as NaN
+    # A NaN in a row comes out as NaN. Two reductions: aminmax over a dimension is 5 x slower.
+    abs_max = torch.maximum(-flat.amin(dim=1), flat.amax(dim=1))
     mean = flat.mean(dim=1)
     # One pass without a temporary: std**2 = |x|**2 / n - mean**2, clamped at rounding error.
     square = torch.linalg.vector_norm(flat, dim=1).square() / flat.shape[1]
     std = (square - mean.square()).clamp_min(0).sqrt()
-    statistics = torch.stack([torch.maximum(-low, high), mean, std])
+    statistics = torch.stack([abs_max, mean, std])
     cast = tensor.to(_TORCH_DTYPES[dtype])
     if dtype == "bfloat16":
         cast = cast.view(torch.int16)

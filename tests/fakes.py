@@ -1,0 +1,211 @@
+"""Small stand-ins that do the real thing on little data: a data set and a backbone of NumPy."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featstore.assign import Framing
+from featstore.extraction import Extraction, ExtractReport
+from featstore.feature_sets import FinalNorm, NewFeatureSet
+from featstore.hashing import image_key, pixel_hash
+from featstore.images import decode
+from featstore.plan import ExtractPlan, RunOptions
+from featstore.planning import select_items
+from featstore.shard_job import Loaded, TapBlock
+from featstore.sources import Readers
+from featstore.types import Item, Label, TapShape, ignore_progress
+
+GRID = (4, 4)
+DIM = 8
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Give an array as the bytes of an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+class FakeReader:
+    """Images whose red channel is a ramp that tells depth: easy to learn, exact to check."""
+
+    format = "fake.v1"
+    licence = ""
+    homepage = ""
+
+    def __init__(
+        self,
+        n_images: int = 20,
+        *,
+        name: str = "fake",
+        bad: Sequence[int] = (),
+        seed: int = 0,
+        source_hw: tuple[int, int] = (32, 48),
+        n_groups: int = 10,
+    ) -> None:
+        self.name = name
+        self.spec = f"fake:{name}"
+        self.n_images = n_images
+        self.bad = set(bad)
+        self.seed = seed
+        self.source_hw = source_hw
+        self.n_groups = n_groups
+
+    def items(self) -> list[Item]:
+        return [
+            Item(
+                path=f"{number:05d}.npy",
+                splits=("train",) if number % 5 else ("test",),
+                group=f"scene{number % self.n_groups}",
+                label_kinds=("depth",),
+            )
+            for number in range(self.n_images)
+        ]
+
+    def depth(self, path: str) -> np.ndarray:
+        """Give the exact depth in metres, 1 to 5, as a tilted plane."""
+        number = int(path.partition(".")[0])
+        random = np.random.default_rng([self.seed, number])
+        height, width = self.source_hw
+        x = np.linspace(0, 1, width) * random.uniform(-1, 1)
+        y = np.linspace(0, 1, height)[:, None] * random.uniform(-1, 1)
+        return (random.uniform(2, 4) + x + y).clip(1, 5).astype(np.float32)
+
+    def read_image(self, item: Item) -> bytes:
+        number = int(item.path.partition(".")[0])
+        if number in self.bad:  # truncated
+            return npy(np.full((4, 4, 3), number, np.uint8))[:-7]
+        red = (self.depth(item.path) * 50).round().astype(np.uint8)
+        green = np.full_like(red, number % 256)
+        return npy(np.stack([red, green, 255 - red], axis=-1))
+
+    def read_label(self, item: Item, kind: str) -> Label:
+        return Label(kind=kind, encoding="npy", data=npy(self.depth(item.path)), source="exact")
+
+
+def fake_plan(**changes: Any) -> ExtractPlan:
+    """Give a plan like a real one."""
+    values: dict[str, Any] = {
+        "architecture": "fake_net",
+        "tag": "fake",
+        "weights_sha256": hashlib.sha256(b"fake").hexdigest(),
+        "image_size": (16, 16),
+        "resize": "squash",
+        "interpolation": "bilinear",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "position_grid": "none",
+    }
+    return ExtractPlan(**{**values, **changes})
+
+
+SHAPES = (
+    TapShape(tap="block:0", dim=DIM, grid=GRID, n_prefix=1),
+    TapShape(tap="norm", dim=DIM, grid=GRID, n_prefix=1),
+    TapShape(tap="norm.mean", dim=DIM, grid=None),
+)
+
+
+class FakeSource:
+    """Features that are plain functions of the image: means of cells, times fixed numbers."""
+
+    def __init__(
+        self, readers: Readers, *, delay_s: float = 0.0, scale: Mapping[str, float] | None = None
+    ) -> None:
+        self._readers = readers
+        self._delay_s = delay_s
+        self._scale = scale or {}
+        self.n_loads = 0
+        self.n_computed = 0
+
+    def load(self, line: Mapping[str, Any]) -> Loaded:
+        self.n_loads += 1
+        reader, item = self._readers.find(line["dataset"], line["path"])
+        data = reader.read_image(item)
+        assert image_key(data) == line["image_key"]
+        pixels = decode(data)
+        height, width = pixels.shape[:2]
+        cells = pixels[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
+        cells = cells.reshape(4, height // 4, 4, width // 4, 3).mean(axis=(1, 3)) / 50
+        if line["view"] == "hflip":
+            cells = cells[:, ::-1]
+        return Loaded(value=cells.reshape(16, 3), pixel_hash=pixel_hash(pixels))
+
+    def submit(
+        self, values: Sequence[Any], taps: Sequence[str]
+    ) -> Callable[[], dict[str, TapBlock]]:
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        self.n_computed += len(values)
+        mix = np.random.default_rng(7).standard_normal((3, DIM)).astype(np.float32)
+        tokens = np.stack(values) @ mix
+        return lambda: {tap: self._block(tap, tokens) for tap in taps}
+
+    def _block(self, tap: str, tokens: np.ndarray) -> TapBlock:
+        tokens = tokens * np.float32(self._scale.get(tap, 2.0 if tap == "norm" else 1.0))
+        main = tokens.mean(axis=1) if tap.endswith(".mean") else tokens
+        arrays = {"pooled" if main.ndim == 2 else "patch": main}
+        if main.ndim == 3:
+            arrays["prefix"] = tokens[:, :1] + 1
+        axes = tuple(range(1, main.ndim))
+        with np.errstate(over="ignore"):
+            stored = {name: values.astype(np.float16) for name, values in arrays.items()}
+        return TapBlock(
+            arrays=stored,
+            abs_max=np.abs(main).max(axis=axes),
+            mean=main.mean(axis=axes),
+            std=main.std(axis=axes),
+        )
+
+
+def fake_extract(
+    path: Path,
+    readers: Sequence[Any],
+    *,
+    options: RunOptions | None = None,
+    shapes: Sequence[TapShape] = SHAPES,
+    shard_rows: int = 8,
+    batch_size: int = 3,
+    delay_s: float = 0.0,
+    scale: Mapping[str, float] | None = None,
+    plan: ExtractPlan | None = None,
+) -> ExtractReport:
+    """Run the real extraction with the fake backbone."""
+    options = options or RunOptions(n_threads=2)
+    plan = plan or fake_plan()
+    new = NewFeatureSet(
+        key=plan.key(),
+        name="fake@16",
+        dtype=plan.dtype,
+        shard_rows=shard_rows,
+        plan=plan,
+        backbone={"name": "fake"},
+        provenance={"batch_size": batch_size},
+        final_norm=FinalNorm(
+            kind="layer_norm", eps=1e-6, weight=np.ones(DIM, np.float32), bias=np.zeros(DIM)
+        ),
+    )
+    extraction = Extraction(
+        path, readers, select_items(readers, options), options, ignore_progress, time.perf_counter()
+    )
+    framing = Framing(input_hw=plan.image_size, resize=plan.resize)
+    with extraction.locked_store(new.key) as store:
+        source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale)
+        return extraction.run(store, new, shapes, framing, source, batch_size)
+
+
+def content(path: Path) -> dict[str, str]:
+    """Hash every file of a store that its promise of equal bytes covers."""
+    left_out = ("runs", ".locks", "index.duckdb", "targets")
+    return {
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not str(file.relative_to(path)).startswith(left_out)
+    }

@@ -1,0 +1,138 @@
+"""Promise 1 and 6: killed or out of disk at any moment, a rerun ends with the same bytes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from featstore.errors import StorageError
+from featstore.store import open_folder
+from tests.fakes import SHAPES, FakeReader, content, fake_extract, fake_plan
+
+N_IMAGES = 60
+DELAY_S = 0.01  # a batch; stretches the run so that kills land everywhere in it
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.fakes"])
+
+
+def _extract(path):
+    fake_extract(path, [FakeReader(N_IMAGES, bad=[7])], delay_s=DELAY_S)
+
+
+def _start(path):
+    process = CONTEXT.Process(target=_extract, args=(path,))
+    process.start()
+    return process
+
+
+def _committed(path):
+    if not (path / "zarr.json").exists():
+        return {}
+    folder = path / "feature_sets" / fake_plan().key()
+    return {file: file.read_bytes() for file in folder.glob("ledger/*/*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed") / "s.zarr"
+    start = time.perf_counter()
+    _extract(path)
+    return content(path), time.perf_counter() - start
+
+
+def test_killed_at_twenty_random_moments_the_store_ends_the_same(tmp_path, undisturbed):
+    expected, seconds = undisturbed
+    moments = random.Random(0)
+    n_kills = 0
+    for attempt in range(20):
+        path = tmp_path / f"{attempt}.zarr"
+        process = _start(path)
+        time.sleep(moments.uniform(0.02, seconds))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        n_kills += process.exitcode == -signal.SIGKILL
+        committed = _committed(path)
+        report = fake_extract(path, [FakeReader(N_IMAGES, bad=[7])])
+        for file, data in committed.items():
+            assert file.read_bytes() == data, "a committed ledger changed"
+        whole = [shard for shard in range(8) if _shard_done(path, committed, shard)]
+        assert report.reused_rows >= 8 * len(whole) - 8  # the last shard may be partial
+        assert content(path) == expected
+    assert n_kills >= 10, "the kills came too late to prove anything"
+
+
+def _shard_done(path, committed, shard):
+    names = [f"{file.parent.name}/{file.stem}" for file in committed]
+    return all(f"{s.tap.replace(':', '_')}/{shard:05d}" in names for s in SHAPES)
+
+
+def test_killed_again_and_again_the_same_store_still_ends_the_same(tmp_path, undisturbed):
+    expected, seconds = undisturbed
+    path = tmp_path / "s.zarr"
+    moments = random.Random(1)
+    for _ in range(8):
+        process = _start(path)
+        time.sleep(moments.uniform(0.1, seconds / 2))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    fake_extract(path, [FakeReader(N_IMAGES, bad=[7])])
+    assert content(path) == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a tmpfs of 1 MB, where this process may."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield path
+    subprocess.run(["umount", str(path)], check=False)
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_committed_is_lost(small_disk, tmp_path):
+    undisturbed_path = tmp_path / "whole.zarr"
+    big = {"source_hw": (64, 96)}
+    fake_extract(undisturbed_path, [FakeReader(N_IMAGES, **big)])
+    path = small_disk / "s.zarr"
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(100_000))
+    with pytest.raises(StorageError, match="No space left"):
+        fake_extract(path, [FakeReader(N_IMAGES, **big)])
+    committed = _committed(path)
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    fake_extract(path, [FakeReader(N_IMAGES, **big)])
+    for file, data in committed.items():
+        assert file.read_bytes() == data
+    assert content(path) == content(undisturbed_path)
+
+
+def test_readers_during_a_write_see_only_committed_shards(tmp_path):
+    path = tmp_path / "s.zarr"
+    process = _start(path)
+    seen = set()
+    while process.is_alive():
+        for file in _committed(path):
+            shard = int(file.stem)
+            tap = file.parent.name
+            seen.add((tap, shard))
+            folder = open_folder(path).feature_set(fake_plan().key())
+            for shape in SHAPES:
+                if shape.tap.replace(":", "_") == tap:
+                    for array in shape.arrays:
+                        assert folder.shard_file(shape.tap, array, shard).exists()
+    process.join()
+    assert process.exitcode == 0
+    assert len(seen) > 3
