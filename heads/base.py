@@ -1,0 +1,173 @@
+"""What a head is: tokens of one or several taps in, one dense map of the input frame out.
+
+Axis letters at the end of tensor names: ``b`` batch, ``t`` tokens, ``d`` dim of a tap, ``h`` heads
+of the attention, ``q`` queries, ``n`` outputs, ``y x`` rows and columns of a map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from featstore.errors import invalid
+from featstore.registry import Registry
+from featstore.types import TapShape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TapTokens:
+    """What one tap gives for a batch of images, as heads read it.
+
+    Tokens are row-major over the grid. A token that saw only padding is False in `valid`; without
+    `valid` every token counts.
+    """
+
+    patch: Tensor  # (batch, tokens, dim), any float dtype
+    grid: tuple[int, int]  # rows, columns
+    prefix: Tensor | None = None  # (batch, n_prefix, dim): CLS first, then registers
+    valid: Tensor | None = None  # (batch, tokens) bool
+
+    def __post_init__(self) -> None:
+        n_tokens = self.grid[0] * self.grid[1]
+        if self.patch.ndim != 3 or self.patch.shape[1] != n_tokens:
+            expected = f"(batch, {n_tokens}, dim) for the grid {self.grid}"
+            raise invalid("patch", tuple(self.patch.shape), expected)
+        if self.valid is None:
+            return
+        if self.valid.dtype != torch.bool or self.valid.shape != self.patch.shape[:2]:
+            expected = f"bool of shape {tuple(self.patch.shape[:2])}"
+            raise invalid("valid", (self.valid.dtype, tuple(self.valid.shape)), expected)
+        if not bool(self.valid.any(dim=1).all()):
+            image = int((~self.valid.any(dim=1)).nonzero()[0, 0])
+            raise invalid("valid", "no valid token", f"true somewhere in image {image}")
+
+
+class Head(nn.Module, ABC):
+    """Base of every dense head; a subclass is final and files itself under `HEADS`.
+
+    A head is built as ``HEADS[name](taps=..., n_outputs=..., **options)``, where `options` are
+    the fields of its `OPTIONS`. Modules named in `UNUSED` hold parameters that a released
+    implementation counts but never applies.
+    """
+
+    OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
+    UNUSED: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: Any) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
+        """Give (batch, n_outputs, *output_hw), covering the whole input frame, padding included.
+
+        Args:
+            inputs: One a tap, in the order of the taps the head was built for.
+        """
+
+    @property
+    @abstractmethod
+    def output_hw(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+
+    @abstractmethod
+    def output_biases(self) -> tuple[nn.Parameter, ...]:
+        """List the biases that are added to the output: a task may shift their start."""
+
+    @classmethod
+    @abstractmethod
+    def default_taps(
+        cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
+    ) -> tuple[str, ...]:
+        """Choose the taps to read when the user names none.
+
+        Args:
+            available: Dense taps of a feature set, by name.
+            input_hw: Size of the backbone's input; None where it is not known.
+
+        Raises:
+            InvalidInputError: There is no obvious choice.
+        """
+
+    def dead_parameters(self) -> int:
+        """Count the parameters that exist but are never applied."""
+        return sum(p.numel() for name in self.UNUSED for p in self.get_submodule(name).parameters())
+
+    def n_parameters(self) -> int:
+        """Count all parameters, the dead ones included, as released implementations do."""
+        return sum(p.numel() for p in self.parameters())
+
+
+HEADS: Registry[type[Head]] = Registry("head", group="heads.heads")
+
+
+def shift_output_biases(head: Head, amount: float) -> None:
+    """Add `amount` to every output bias of `head`, as a task asks for before training."""
+    with torch.no_grad():
+        for bias in head.output_biases():
+            bias.add_(amount)
+
+
+def only_dense_tap(taps: Sequence[TapShape], *, head: str) -> TapShape:
+    """Give the one dense tap that a single-tap head reads.
+
+    Raises:
+        InvalidInputError: There are none or several taps, or the tap is pooled.
+    """
+    if len(taps) != 1:
+        names = tuple(shape.tap for shape in taps)
+        raise invalid("taps", names, f"exactly one tap for the head {head}", hint="Use one --tap.")
+    if taps[0].grid is None:
+        raise invalid("tap", taps[0].tap, f"a dense tap for the head {head}; this one is pooled")
+    return taps[0]
+
+
+def check_inputs(inputs: Sequence[TapTokens], widths: Sequence[int]) -> None:
+    """Refuse tokens of another number of taps, or of another width, than the head was built for.
+
+    Raises:
+        InvalidInputError: They differ.
+    """
+    given = tuple(tokens.patch.shape[2] for tokens in inputs)
+    if given != tuple(widths):
+        raise invalid("inputs", given, f"tokens of width {tuple(widths)}, one entry a tap")
+
+
+def last_dense_tap(
+    available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None, max_stride: int = 16
+) -> tuple[str, ...]:
+    """Choose the final norm, else the last block, else the deepest stage of a fine enough grid.
+
+    Args:
+        available: Taps of a feature set, by name; pooled ones are passed over.
+        input_hw: Size of the backbone's input; needed to tell the stride of several stages.
+        max_stride: Pixels a token of the coarsest stage that is taken. Where no stage is that
+            fine, the finest one is taken.
+
+    Raises:
+        InvalidInputError: No tap is dense, or the stride of several taps is not known.
+    """
+    dense = {tap: shape.grid for tap, shape in available.items() if shape.grid is not None}
+    if not dense:
+        raise invalid("taps", tuple(available), "at least one dense tap")
+    if "norm" in dense or len(dense) == 1:
+        return ("norm",) if "norm" in dense else tuple(dense)
+    blocks = [tap for tap in dense if tap.startswith("block:")]
+    if blocks:
+        return (max(blocks, key=_number),)
+    if input_hw is None:
+        raise invalid(
+            "taps", tuple(dense), "named, as the input size is not known", hint="Use --tap."
+        )
+    fine = [tap for tap, grid in dense.items() if input_hw[0] <= max_stride * grid[0]]
+    finest = max(dense, key=lambda tap: dense[tap][0] * dense[tap][1])
+    return (max(fine, key=_number, default=finest),)
+
+
+def _number(tap: str) -> int:
+    return int(tap.partition(":")[2])

@@ -1,0 +1,258 @@
+"""Pieces that dense heads share: position encoding, locality mask, masked attention, up-scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from featstore.errors import invalid
+
+POSITION_DIM = 8
+MASK_FORMS = ("code", "paper")
+MIN_SIGMA = 1e-3
+_GPU_BUFFER_BYTES = 1 << 28
+
+
+def position_encoding(grid: tuple[int, int], *, like: Tensor | None = None) -> Tensor:
+    """Encode the integer positions of a grid in 8 channels, 4 for x and then 4 for y.
+
+    Each coordinate p gives ``[sin p, sin 0.01 p, cos p, cos 0.01 p]``.
+
+    Args:
+        grid: Rows and columns.
+        like: A tensor whose device and dtype to take; without it, float32 on the processor.
+
+    Returns:
+        (rows * columns, 8), row-major.
+
+    Source:
+        HEADS.md 1.2, item 2: sinusoidal encoding, temperature 1e4, of the released DeAP.
+    """
+    like = torch.empty(0) if like is None else like
+    y_yc, x_xc = (_encode(torch.arange(n, device=like.device, dtype=like.dtype)) for n in grid)
+    full = (*grid, POSITION_DIM // 2)
+    both = torch.cat([x_xc[None].expand(full), y_yc[:, None].expand(full)], dim=-1)
+    return both.reshape(-1, POSITION_DIM)
+
+
+def _encode(positions: Tensor) -> Tensor:
+    angles = positions[:, None] * positions.new_tensor([1.0, 0.01])
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def squared_distances(
+    from_grid: tuple[int, int], to_grid: tuple[int, int], *, like: Tensor | None = None
+) -> Tensor:
+    """Give squared distances between the points of two grids laid over the same unit square.
+
+    The corners of both grids lie in the corners of the square (``linspace(0, 1, n)`` an axis), so
+    a distance of 1 is a whole side of the frame, whatever its number of tokens. An axis of one
+    token lies at 0.
+
+    Args:
+        from_grid: Rows and columns of the one.
+        to_grid: Rows and columns of the other.
+        like: A tensor whose device and dtype to take; without it, float32 on the processor.
+
+    Returns:
+        (points of `from_grid`, points of `to_grid`), both row-major.
+    """
+    like = torch.empty(0) if like is None else like
+    dy = _axis_distances(from_grid[0], to_grid[0], like)
+    dx = _axis_distances(from_grid[1], to_grid[1], like)
+    both = dy[:, None, :, None] + dx[None, :, None, :]
+    return both.reshape(math.prod(from_grid), math.prod(to_grid))
+
+
+def _axis_distances(n_from: int, n_to: int, like: Tensor) -> Tensor:
+    start, end = (
+        torch.linspace(0, 1, n, device=like.device, dtype=like.dtype) for n in (n_from, n_to)
+    )
+    return (start[:, None] - end[None]).square()
+
+
+class LocalityMask(nn.Module):
+    """A bump over distance for each attention head, added to its logits; `n_heads` parameters.
+
+    ``paper``: exp(-d^2 / 2 s^2) / (s sqrt(2 pi)), d the distance. ``code``: the released program
+    squares the squared distance again, exp(-d^4 / 2 s^2) / (s sqrt(2 pi)), which at the start is
+    a flat disk of radius about 0.2 instead of a sharp peak.
+
+    Sigma is used as max(sigma, 1e-3). The release has no bound, and 50 steps of Adam at 1e-3 can
+    carry sigma through zero, where the mask changes sign. The gradient passes the bound as if it
+    were not there, so that a sigma below it can come back.
+
+    Source:
+        Paper: Lueddecke & Ecker, TMLR 2025, equation 2. Code: HEADS.md 1.3.
+    """
+
+    def __init__(self, *, n_heads: int, form: str, start: float = 0.05) -> None:
+        super().__init__()
+        if form not in MASK_FORMS:
+            raise invalid("mask_form", form, f"one of {', '.join(MASK_FORMS)}")
+        self.sigma = nn.Parameter(torch.full((n_heads,), start))
+        self._form = form
+
+    def positive_sigma(self) -> Tensor:
+        """Give the (heads,) widths in use, in sides of the frame."""
+        bound = MIN_SIGMA + (self.sigma - self.sigma.detach())
+        return torch.where(self.sigma < MIN_SIGMA, bound, self.sigma)
+
+    def forward(self, squared_qt: Tensor) -> Tensor:
+        """Give (heads, queries, tokens) logits for squared distances (queries, tokens)."""
+        sigma = self.positive_sigma()[:, None, None]
+        falling = squared_qt.square() if self._form == "code" else squared_qt
+        peak = 1 / (sigma * math.sqrt(2 * math.pi))
+        return peak * torch.exp(falling * (-0.5 / sigma.square()))
+
+
+def masked_attention(
+    query_hqc: Tensor,
+    key_bhct: Tensor,
+    value_bhvt: Tensor,
+    mask_hqt: Tensor,
+    bias_bt: Tensor | None,
+) -> Tensor:
+    """Attend from queries that are the same for all images, with logits added to each score.
+
+    ``softmax(query @ key + mask + bias) @ value`` without ever holding the scores of the whole
+    batch: they are made image by image in buffers that stay in the processor's cache, and made
+    again in the backward pass. The scores of a batch of 16 at 28 x 28 queries would be 100 MB.
+
+    Args:
+        query_hqc: (heads, queries, channels), already scaled by 1 / sqrt(channels).
+        key_bhct: (batch, heads, channels, tokens).
+        value_bhvt: (batch, heads, value channels, tokens).
+        mask_hqt: (heads, queries, tokens), for example from `LocalityMask`.
+        bias_bt: (batch, tokens): 0, or -inf for a token that must not be read. No gradient.
+
+    Returns:
+        (batch, heads, value channels, queries).
+    """
+    dtype = mask_hqt.dtype
+    inputs = (query_hqc.to(dtype), key_bhct.to(dtype), value_bhvt.to(dtype), mask_hqt, bias_bt)
+    with torch.autocast(mask_hqt.device.type, enabled=False):
+        attended: Tensor = _MaskedAttention.apply(*inputs)
+    return attended
+
+
+class _MaskedAttention(torch.autograd.Function):
+    """The two passes of `masked_attention`; weights are recomputed, so only inputs are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        attended = value.new_empty(*value.shape[:3], query.shape[1])
+        for part, (weights, _) in _parts(query, key, mask, bias):
+            torch.bmm(value[part].flatten(0, 1), weights.mT, out=attended[part].flatten(0, 1))
+        ctx.save_for_backward(query, key, value, mask, bias, attended)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, bias, attended = ctx.saved_tensors
+        grad = grad.contiguous()
+        total_bhq1 = (grad * attended).sum(dim=2).unsqueeze(3)  # sum over tokens of slope * weight
+        grad_query, grad_mask = torch.zeros_like(query), torch.zeros_like(mask)
+        grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
+        for part, (weights, slope) in _parts(query, key, mask, bias):
+            outer = grad[part].flatten(0, 1)
+            torch.bmm(outer, weights, out=grad_value[part].flatten(0, 1))
+            torch.bmm(outer.mT, value[part].flatten(0, 1), out=slope)
+            slope.sub_(total_bhq1[part].flatten(0, 1)).mul_(weights)  # now of the scores
+            slope_bhqt = slope.view(-1, *mask.shape)
+            torch.bmm(_repeat(query, len(slope_bhqt)).mT, slope, out=grad_key[part].flatten(0, 1))
+            grad_query += torch.matmul(slope_bhqt, key[part].mT).sum(dim=0)
+            grad_mask += slope_bhqt[0] if len(slope_bhqt) == 1 else slope_bhqt.sum(dim=0)
+        return grad_query, grad_key, grad_value, grad_mask, None
+
+
+def _parts(
+    query: Tensor, key: Tensor, mask: Tensor, bias: Tensor | None
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+    """Walk over the batch: a slice of images, their weights, and a spare buffer of that shape.
+
+    Both buffers are (images * heads, queries, tokens) and are used again for the next slice. On
+    a processor a slice is one image, because its scores fit the cache; a GPU takes what fills it.
+    """
+    batch, heads = key.shape[:2]
+    size = 1 if mask.device.type == "cpu" else _images_at_once(mask, batch)
+    spare, weights = mask.new_empty(2, size * heads, *mask.shape[1:])
+    repeated_query, repeated_mask = _repeat(query, size), _repeat(mask, size)
+    for start in range(0, batch, size):
+        part = slice(start, min(start + size, batch))
+        lanes = (part.stop - start) * heads
+        scores, out = spare[:lanes], weights[:lanes]
+        flat_key = key[part].flatten(0, 1)
+        torch.baddbmm(repeated_mask[:lanes], repeated_query[:lanes], flat_key, out=scores)
+        if bias is not None:
+            scores.view(-1, *mask.shape).add_(bias[part, None, None])
+        torch.softmax(scores, dim=-1, out=out)
+        yield part, (out, scores)
+
+
+def _images_at_once(mask: Tensor, batch: int) -> int:
+    return max(1, min(batch, _GPU_BUFFER_BYTES // (mask.numel() * mask.element_size())))
+
+
+def _repeat(per_head: Tensor, size: int) -> Tensor:
+    return per_head if size == 1 else per_head.repeat(size, 1, 1)
+
+
+class Upscale(nn.Module):
+    """Enlarge a map by a whole factor, bilinearly, as two small matrix products.
+
+    The numbers are those of antialiased bilinear interpolation with half-pixel centres (when
+    enlarging, the antialiasing filter is the plain one), at a fraction of the time, and the
+    backward pass is deterministic on every device. No parameters.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self._factor = factor
+
+    def forward(self, map_bnyx: Tensor) -> Tensor:
+        """Give (batch, channels, factor * rows, factor * columns)."""
+        rows = bilinear_weights(map_bnyx.shape[2], self._factor).to(map_bnyx)
+        columns = bilinear_weights(map_bnyx.shape[3], self._factor).to(map_bnyx)
+        return rows @ (map_bnyx @ columns.mT)
+
+
+@lru_cache(maxsize=32)
+def bilinear_weights(length: int, factor: int) -> Tensor:
+    """Give the (factor * length, length) matrix float64 that enlarges one axis; rows sum to 1."""
+    centres = (torch.arange(factor * length, dtype=torch.float64) + 0.5) / factor - 0.5
+    centres = centres.clamp(0, length - 1)
+    distance = (centres[:, None] - torch.arange(length)).abs()
+    return (1 - distance).clamp(min=0)
+
+
+def feed_forward(width: int, out_width: int) -> nn.Sequential:
+    """Build the two-layer perceptron after the attention: twice as wide inside, norm at its end.
+
+    ``(w + 1) 2w + (2w + 1) o + 2o`` parameters for width w and out_width o.
+    """
+    layers = (nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, out_width))
+    return nn.Sequential(*layers, nn.LayerNorm(out_width))
+
+
+def upscaling_cnn(channels: int, inner: int, n_outputs: int) -> nn.Sequential:
+    """Build three blocks of 3x3 convolution and 2x2 transposed convolution, then a 1x1 one.
+
+    Every convolution but the last is followed by a ReLU; the map grows 8 times. Weights lie
+    channels last, which is four times faster on a processor with so few channels.
+    """
+    layers: list[nn.Module] = []
+    for block_channels in (channels, inner, inner):
+        layers += [nn.Conv2d(block_channels, inner, 3, padding=1), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(inner, inner, 2, stride=2), nn.ReLU(inplace=True)]
+    cnn = nn.Sequential(*layers, nn.Conv2d(inner, n_outputs, 1))
+    return cnn.to(memory_format=torch.channels_last)

@@ -1,0 +1,33 @@
+"""Heads by name, those we ship included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featstore.types import TapShape
+from heads import deap as _deap  # noqa: F401  (files itself under HEADS)
+from heads.base import HEADS, Head
+from heads.options import parse_options
+
+__all__ = ["HEADS", "build_head"]
+
+
+def build_head(
+    name: str,
+    *,
+    taps: Sequence[TapShape],
+    n_outputs: int,
+    options: Mapping[str, Any] | None = None,
+) -> Head:
+    """Make a head by name; options may be text, as from a command line.
+
+    Its weights come from torch's global random numbers: seed those first.
+
+    Raises:
+        NotFoundError: The head or an option is not known.
+        InvalidInputError: An option has a wrong value, or the taps do not suit the head.
+    """
+    head_type = HEADS[name]
+    chosen = parse_options(head_type.OPTIONS, options or {})
+    return head_type(taps=taps, n_outputs=n_outputs, **chosen)

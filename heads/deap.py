@@ -1,0 +1,153 @@
+"""Dense attentive probing: position queries attend to one tap, a small CNN enlarges the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from featstore.errors import invalid
+from featstore.types import TapShape
+from heads.base import HEADS, Head, TapTokens, check_inputs, last_dense_tap, only_dense_tap
+from heads.blocks import (
+    MASK_FORMS,
+    POSITION_DIM,
+    LocalityMask,
+    Upscale,
+    feed_forward,
+    masked_attention,
+    position_encoding,
+    squared_distances,
+    upscaling_cnn,
+)
+
+_UPSCALE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeapOptions:
+    """Choices of a DeAP head; the defaults are those of the release.
+
+    `queries` is the side of the square query grid, whatever the shape of the frame: the output is
+    ``8 * queries`` a side (28 gives 224, 56 gives 448) and costs no parameters.
+    """
+
+    mask_form: str = "code"
+    dim: int = 16
+    heads: int = 8
+    queries: int = 28
+    dc: int | None = None  # channels of the CNN; None: max(dim // 4, n_outputs // 2)
+
+    def __post_init__(self) -> None:
+        if self.mask_form not in MASK_FORMS:
+            raise invalid("mask_form", self.mask_form, f"one of {', '.join(MASK_FORMS)}")
+        if self.heads < 1:
+            raise invalid("heads", self.heads, "a positive number")
+        if self.dim < 4 or self.dim % self.heads:
+            raise invalid("dim", self.dim, f"at least 4 and a multiple of heads ({self.heads})")
+        if not 2 <= self.queries <= 256:
+            raise invalid("queries", self.queries, "from 2 to 256 a side", hint="Try 28 or 56.")
+        if self.dc is not None and self.dc < 1:
+            raise invalid("dc", self.dc, "a positive number of channels, or auto")
+
+    def cnn_channels(self, n_outputs: int) -> int:
+        """Give the channels inside the CNN."""
+        return self.dc if self.dc is not None else max(self.dim // 4, n_outputs // 2)
+
+
+@HEADS.register("deap.v1")
+class Deap(Head):
+    """One masked cross-attention from fixed position queries, an MLP, and a CNN with a skip.
+
+    With the defaults, ``50 * width + 4886`` parameters for one output. Of them the norm over the
+    tap, ``2 * (width + 8)``, is never applied: the release creates and counts it, and leaves the
+    call commented out.
+
+    Keys and values come straight from the tap and its position encoding. Two rewritings give
+    the numbers of the plain form in less time: the positions' share of keys and values is the
+    same for all images, and the 1x1 skip convolution comes before the enlarging, with which it
+    commutes.
+
+    Source:
+        Lueddecke & Ecker, Dense Attentive Probing, TMLR 2025, section 3; details of the released
+        `CrossAttLayer3`, `CrossAtt3`, `DecoderCA` as of HEADS.md 1.2 and 1.3.
+    """
+
+    OPTIONS = DeapOptions
+    UNUSED = ("norm_inp",)
+
+    def __init__(
+        self, *, taps: Sequence[TapShape], n_outputs: int, **options: int | str | None
+    ) -> None:
+        super().__init__(taps=taps, n_outputs=n_outputs)
+        self.options = chosen = DeapOptions(**options)  # type: ignore[arg-type]
+        if n_outputs < 1:
+            raise invalid("n_outputs", n_outputs, "a positive number of output channels")
+        self.width = only_dense_tap(taps, head="deap").dim
+        token_dim = self.width + POSITION_DIM
+        self.norm_inp = nn.LayerNorm(token_dim)
+        self.query = nn.Linear(POSITION_DIM, chosen.dim)
+        self.key_value = nn.Linear(token_dim, 3 * chosen.dim)
+        self.mask = LocalityMask(n_heads=chosen.heads, form=chosen.mask_form)
+        self.ffn = feed_forward(2 * chosen.dim, chosen.dim)
+        self.cnn = upscaling_cnn(chosen.dim, chosen.cnn_channels(n_outputs), n_outputs)
+        self.skip = nn.Conv2d(chosen.dim, n_outputs, 1)
+        self.upscale = Upscale(_UPSCALE)
+
+    @property
+    def output_hw(self) -> tuple[int, int]:
+        """Rows and columns of the output: 8 pixels a query."""
+        return (_UPSCALE * self.options.queries,) * 2
+
+    def output_biases(self) -> tuple[nn.Parameter, ...]:
+        """List the biases of the skip and of the CNN's last layer."""
+        return (self.skip.get_parameter("bias"), self.cnn[-1].get_parameter("bias"))
+
+    @classmethod
+    def default_taps(
+        cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
+    ) -> tuple[str, ...]:
+        """Choose the final norm, else the last block, else the deepest stage of stride <= 16."""
+        return last_dense_tap(available, input_hw=input_hw)
+
+    def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
+        """Give (batch, n_outputs, 8 * queries, 8 * queries); any grid of tokens will do."""
+        check_inputs(inputs, (self.width,))
+        attended_bdq = self._attend(inputs[0])
+        tokens_bqd = self.ffn(attended_bdq.mT)
+        side = self.options.queries
+        map_bdyx = tokens_bqd.mT.reshape(len(tokens_bqd), -1, side, side)  # channels stay last
+        output: Tensor = self.upscale(self.skip(map_bdyx)) + self.cnn(map_bdyx)
+        return output
+
+    def _attend(self, tokens: TapTokens) -> Tensor:
+        """Give (batch, 2 * dim, queries): the heads' answers, one after another."""
+        dim, heads, side = self.options.dim, self.options.heads, self.options.queries
+        like = self.query.weight
+        scale = 1 / math.sqrt(dim // heads)
+        query_qd = self.query(position_encoding((side, side), like=like)) * scale
+        query_hqc = query_qd.view(side * side, heads, -1).transpose(0, 1)
+        mixed_bdt = self._key_value(tokens).mT.contiguous()
+        batch, _, n_tokens = mixed_bdt.shape
+        key_bhct = mixed_bdt[:, :dim].reshape(batch, heads, -1, n_tokens)
+        value_bhvt = mixed_bdt[:, dim:].reshape(batch, heads, -1, n_tokens)
+        mask_hqt = self.mask(squared_distances((side, side), tokens.grid, like=like))
+        bias_bt = None if tokens.valid is None else _minus_infinity_outside(tokens.valid)
+        return masked_attention(query_hqc, key_bhct, value_bhvt, mask_hqt, bias_bt).flatten(1, 2)
+
+    def _key_value(self, tokens: TapTokens) -> Tensor:
+        """Project [features, positions] to keys and values, (batch, tokens, 3 * dim)."""
+        weight, bias = self.key_value.weight, self.key_value.bias
+        features = tokens.patch.to(weight.dtype)
+        if tokens.valid is not None:  # a padded token may hold anything, NaN included
+            features = features.masked_fill(~tokens.valid[:, :, None], 0.0)
+        positions = position_encoding(tokens.grid, like=weight)
+        of_positions_td = positions @ weight[:, self.width :].mT + bias
+        return features @ weight[:, : self.width].mT + of_positions_td
+
+
+def _minus_infinity_outside(valid_bt: Tensor) -> Tensor:
+    return torch.zeros(valid_bt.shape, device=valid_bt.device).masked_fill(~valid_bt, -math.inf)
