@@ -14,6 +14,7 @@ import safetensors.numpy
 from featstore.arrays import ensure_array
 from featstore.errors import FormatError, InvalidInputError, NotFoundError, not_found
 from featstore.files import write_bytes
+from featstore.hashing import canonical_json
 from featstore.plan import ExtractPlan
 from featstore.store import FeatureSetFolder, StoreFolder, write_attributes
 from featstore.types import TapShape
@@ -107,7 +108,8 @@ def _write_final_norm(path: Any, norm: FinalNorm) -> None:
     tensors = {"weight": norm.weight.astype(np.float32)}
     if norm.bias is not None:
         tensors["bias"] = norm.bias.astype(np.float32)
-    metadata = {"kind": norm.kind, "eps": repr(norm.eps)}
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {"norm": canonical_json({"kind": norm.kind, "eps": norm.eps})}
     write_bytes(path / "norm.safetensors", safetensors.numpy.save(tensors, metadata))
 
 
@@ -122,11 +124,11 @@ def read_final_norm(folder: FeatureSetFolder) -> FinalNorm | None:
         return None
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            about = file.metadata()
+            about = json.loads(file.metadata()["norm"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return FinalNorm(
             kind=about["kind"],
-            eps=float(about["eps"]),
+            eps=about["eps"],
             weight=tensors["weight"],
             bias=tensors.get("bias"),
         )

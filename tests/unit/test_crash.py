@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -54,7 +53,7 @@ def test_killed_at_twenty_random_moments_the_store_ends_the_same(tmp_path, undis
         path = tmp_path / f"{attempt}.zarr"
         process = _start(path)
         time.sleep(moments.uniform(0.02, seconds))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         n_kills += process.exitcode == -signal.SIGKILL
         committed = _committed(path)
@@ -79,7 +78,7 @@ def test_killed_again_and_again_the_same_store_still_ends_the_same(tmp_path, und
     for _ in range(8):
         process = _start(path)
         time.sleep(moments.uniform(0.1, seconds / 2))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     fake_extract(path, [FakeReader(N_IMAGES, bad=[7])])
     assert content(path) == expected

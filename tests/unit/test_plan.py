@@ -41,7 +41,11 @@ def test_every_field_changes_the_key(name):
 
 
 def test_the_key_is_the_same_in_another_process_and_folder(tmp_path):
-    code = f"from featstore.plan import ExtractPlan; import json; print(ExtractPlan.from_json(json.loads({json.dumps(json.dumps(fake_plan().to_json()))})).key())"
+    value = json.dumps(json.dumps(fake_plan().to_json()))
+    code = (
+        "import json; from featstore.plan import ExtractPlan; "
+        f"print(ExtractPlan.from_json(json.loads({value})).key())"
+    )
     from tests.conftest import ROOT
 
     done = subprocess.run(

@@ -45,7 +45,7 @@ def test_a_newer_format_is_refused_with_both_versions(tmp_path):
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"]["featstore"]["format"] = 99
     (path / "zarr.json").write_text(json.dumps(metadata))
-    with pytest.raises(FormatError, match="format 99.*format 1"):
+    with pytest.raises(FormatError, match=r"format 99.*format 1"):
         open_folder(path)
     with pytest.raises(FormatError, match="format 99"):
         fake_extract(path, [FakeReader(2)])
