@@ -57,6 +57,7 @@ class Head(nn.Module, ABC):
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
     UNUSED: ClassVar[tuple[str, ...]] = ()
+    options: Any  # an instance of `OPTIONS`
 
     @abstractmethod
     def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: Any) -> None:
