@@ -143,7 +143,8 @@ class FeatureReader(Reader, Protocol):
 class Progress:
     """One report of a long run, handed to the caller's callback; the library never prints.
 
-    `stage` is "items", "labels", "extract", "verify", "index" or "train"; `done` and `total`
+    `stage` is "items", "labels", "extract", "verify", "index", "train",
+    "evaluate" or "predict"; `done` and `total`
     count what that stage counts (images, shards, steps). A `message` is a sentence for people.
     """
 
