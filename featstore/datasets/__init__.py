@@ -1,0 +1,55 @@
+"""Readers of data sets, and the one way to open them: ``[NAME=]FORMAT:ARGUMENT``.
+
+Importing this files the readers we ship; other packages add theirs through the entry point group
+``featstore.readers``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from featstore.datasets import nyu as _nyu  # noqa: F401
+from featstore.datasets import rooms as _rooms  # noqa: F401
+from featstore.datasets.common import READERS, ReaderFactory, parse_argument
+from featstore.errors import invalid
+from featstore.types import Reader
+
+__all__ = ["READERS", "ReaderFactory", "default_name", "open_dataset"]
+
+_SPEC = re.compile(r"(?:([^=:/\\,]+)=)?([A-Za-z][A-Za-z0-9_.]*):(.*)", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def open_dataset(text: str) -> Reader:
+    """Open a data set.
+
+    Args:
+        text: ``[NAME=]FORMAT:ARGUMENT``, like "nyu:/data/nyu" or "toys=rooms:n=50,seed=1". The
+            name is that of the file or folder where none is given.
+
+    Raises:
+        InvalidInputError: `text` does not parse, or what it leads to is missing or empty.
+        NotFoundError: The format or an option is unknown; the message offers the nearest.
+    """
+    match = _SPEC.fullmatch(text)
+    if match is None:
+        known = ", ".join(sorted({name.rpartition(".v")[0] for name in READERS}))
+        raise invalid("data", text, "[NAME=]FORMAT:PATH", hint=f"Formats: {known}.")
+    name, reader, argument = match.groups()
+    full_name = READERS.full_name(reader)
+    if name is None:
+        name = default_name(full_name.rpartition(".v")[0], argument)
+    elif not _NAME.fullmatch(name):
+        raise invalid("name", name, "letters, digits, '.', '_' and '-', a letter or digit first")
+    return READERS[full_name](argument, name=name)
+
+
+def default_name(reader: str, argument: str) -> str:
+    """Name a data set after its file or folder, or after its format where it has no path."""
+    path = parse_argument(argument).path
+    if not path:
+        return reader
+    place = Path(path).expanduser().absolute()
+    plain = place.stem if place.is_file() else place.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).lstrip("._-") or reader
