@@ -27,6 +27,7 @@ $(STAMP): pyproject.toml
 	  echo "featstore needs Python 3.11 or newer. $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	       "Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing the packages into $(VENV); PyTorch is a few GB the first time.'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,bench]'
 	@touch $@
 else

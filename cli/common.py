@@ -20,6 +20,7 @@ import click
 from featstore.errors import FeatstoreError
 
 FAILED, USAGE, LEFT_OUT, INTERRUPTED = 1, 2, 3, 130
+MAX_LISTED = 20  # images left out that are named one by one
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from cli.common import (
     LEFT_OUT,
+    MAX_LISTED,
     device_option,
     json_option,
     leave,
@@ -19,6 +19,7 @@ from cli.common import (
     say,
     store_option,
 )
+from cli.params import Size
 from cli.progress import ProgressLine
 from cli.tables import count, duration, facts, size
 
@@ -26,25 +27,6 @@ if TYPE_CHECKING:
     from featstore.extraction import ExtractReport
 
 RESUME = "What was committed is safe; run the same command again to go on from there."
-
-MAX_LISTED = 20  # images left out that are named one by one
-
-
-class ImageSize(click.ParamType):
-    """``N`` or ``HxW`` in pixels."""
-
-    name = "N|HxW"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        """Give (height, width)."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", value)
-        if match is None or not int(match[1]) or match[2] == "0":
-            self.fail(
-                f"{value!r} is no image size. Give pixels as 224 or 240x320 (HxW).", param, ctx
-            )
-        return int(match[1]), int(match[2] or match[1])
 
 
 @click.command()
@@ -77,7 +59,7 @@ class ImageSize(click.ParamType):
 )
 @click.option(
     "--image-size",
-    type=ImageSize(),
+    type=Size(),
     default=None,
     help="Input size in pixels. [default: about 224, or the only size the model takes]",
 )

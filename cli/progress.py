@@ -20,6 +20,9 @@ _UNITS = {
     "verify": "shards",
     "index": "files",
     "train": "steps",
+    "targets": "labels",
+    "evaluate": "images",
+    "predict": "images",
 }
 
 

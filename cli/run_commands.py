@@ -2,23 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cli.common import (
+    LEFT_OUT,
+    MAX_LISTED,
     device_option,
     json_option,
+    leave,
     print_json,
     resumable,
     runs_option,
+    say,
     store_option,
 )
 from cli.progress import ProgressLine
-from cli.tables import table
+from cli.tables import count, table
+
+if TYPE_CHECKING:
+    from heads.runs import Run
 
 run_argument = click.argument("run", metavar="RUN")
+
+
+@click.command()
+@run_argument
+@click.option("--split", default="test", show_default=True, help="Split to measure on.")
+@click.option(
+    "--data",
+    default=None,
+    metavar="[NAME=]FORMAT:PATH",
+    help="Take labels from here, joined to stored rows by the image.",
+)
+@device_option
+@store_option
+@runs_option
+@json_option
+def evaluate(
+    run: str, store_path: Path, runs_path: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Measure the best head of a run again. RUN is an id, the start of one, or @last.
+
+    Metrics are computed at the labels' own resolution; intervals are 95 % and resample whole
+    groups (scenes, videos, individuals). train, val and test mean the parts that the run used.
+
+    \b
+    Example:
+        heads evaluate @last
+        heads evaluate @last --split val --json
+    """
+    from heads.evaluate import evaluate as measure
+
+    store = chosen_store(store_path, runs_path)
+    with resumable("Nothing was changed."), ProgressLine() as progress:
+        report = measure(run, store=store, runs=runs_path, progress=progress, **options)
+    for path, reason in list(report.left_out.items())[:MAX_LISTED]:
+        say(f"Left out {path}: {reason}")
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(f"{report.run_id}, {count(report.images, 'image')} of {report.split}\n")
+        click.echo(metrics_table(report.metrics, report.intervals))
+    if report.left_out:
+        leave(LEFT_OUT)
+
+
+def chosen_store(store_path: Path, runs_path: Path | None) -> Path | None:
+    """Give the store; None, for "the one the run was trained from", where only runs are named."""
+    source = click.get_current_context().get_parameter_source("store_path")
+    is_default = source is ParameterSource.DEFAULT
+    return None if is_default and runs_path is not None else store_path
+
+
+def metrics_table(
+    metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float] | None]
+) -> str:
+    """Write metrics with their 95 % intervals."""
+    lines = []
+    for name, value in metrics.items():
+        low, high = intervals.get(name) or (None, None)
+        lines.append([name, f"{value:.4f}", "-" if low is None else f"[{low:.4f}, {high:.4f}]"])
+    return table(["metric", "value", "95 % interval"], lines)
 
 
 @click.command()
@@ -63,3 +132,18 @@ def rm(run: str, store_path: Path, runs_path: Path | None, as_json: bool) -> Non
         print_json({"removed": run_id})
     else:
         click.echo(f"Removed {run_id}.")
+
+
+def _run_row(run: Run) -> list[Any]:
+    record = run.record
+    metrics = record.get("metrics") or {}
+    name, value = next(iter(metrics.items()), (None, None))
+    return [
+        run.run_id,
+        run.status,
+        record.get("head"),
+        record.get("task"),
+        ", ".join(record.get("feature_set_names", ())),
+        record.get("training", {}).get("steps"),
+        "-" if name is None else f"{name} {value:.4f}",
+    ]

@@ -12,26 +12,8 @@ from typing import Any
 import click
 
 from cli.common import json_option, plain, print_json, resumable, store_option
+from cli.params import KeyValue
 from cli.tables import table
-
-
-class Param(click.ParamType):
-    """``NAME=VALUE``; a value that reads as a JSON number, true, false or null is that."""
-
-    name = "NAME=VALUE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        """Give the name and the value."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, text = value.partition("=")
-        if not equals or not name.isidentifier():
-            self.fail(f"{value!r} is no NAME=VALUE, such as split=test.", param, ctx)
-        try:
-            parsed = json.loads(text)
-        except ValueError:
-            return name, text
-        return name, text if isinstance(parsed, list | dict) else parsed
 
 
 @click.command()
@@ -40,9 +22,9 @@ class Param(click.ParamType):
     "-p",
     "--param",
     "params",
-    type=Param(),
+    type=KeyValue(),
     multiple=True,
-    help="Bind $NAME in the query; repeatable.",
+    help="Bind $KEY in the query; repeatable.",
 )
 @click.option(
     "--format",
@@ -65,7 +47,7 @@ class Param(click.ParamType):
 @json_option
 def sql(
     query: str,
-    params: Sequence[tuple[str, Any]],
+    params: Sequence[tuple[str, str]],
     style: str,
     timeout_s: float,
     store_path: Path,
@@ -88,12 +70,22 @@ def sql(
     if query == "-":
         query = click.get_text_stream("stdin").read()
     with resumable("Nothing was changed."):
-        found = index.query(store_path, query, dict(params) or None, timeout_s=timeout_s)
+        bound = {name: _value(text) for name, text in params}
+        found = index.query(store_path, query, bound or None, timeout_s=timeout_s)
     columns, rows = found.column_names, found.to_pylist()
     if as_json:
         print_json({"columns": columns, "rows": rows})
     else:
         click.echo(rows_text(columns, rows, style), nl=False)
+
+
+def _value(text: str) -> Any:
+    """Read a number, true, false or null as JSON does; anything else stays text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, list | dict) else value
 
 
 def rows_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], style: str) -> str:

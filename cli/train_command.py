@@ -15,25 +15,11 @@ from cli.common import (
     runs_option,
     store_option,
 )
+from cli.params import KeyValue
 from cli.progress import ProgressLine
 from cli.tables import count, duration
 
 RESUME = "The last checkpoint is kept; go on with `heads train --resume @last` and the same store."
-
-
-class Setting(click.ParamType):
-    """``key=value`` for an option of the head."""
-
-    name = "KEY=VALUE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
-        """Give the key and the value, still as text."""
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            self.fail(f"{value!r} is no KEY=VALUE, such as mask=paper.", param, ctx)
-        return key, text
 
 
 @click.command()
@@ -86,7 +72,7 @@ class Setting(click.ParamType):
 @click.option(
     "--set",
     "settings",
-    type=Setting(),
+    type=KeyValue(),
     multiple=True,
     help="An option of the head; repeatable. `heads describe HEAD` lists them.",
 )
@@ -106,3 +92,19 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
         heads train --task depth --head deap --set mask=paper --json
         heads train --resume @last
     """
+    from heads.train import train as run_training
+
+    with resumable(RESUME), ProgressLine() as progress:
+        report = run_training(
+            store_path,
+            runs=runs_path,
+            options=dict(options.pop("settings")),
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _show(report)
+    if report.left_out:
+        leave(LEFT_OUT)

@@ -453,3 +453,256 @@ def test_sql_can_only_ask(copy, query):
 def one_error_line(err):
     lines = [line for line in err.splitlines() if line.startswith("Error: ")]
     return len(lines) == 1 and "Traceback" not in err
+
+
+# Heads
+
+
+def test_train_reports_what_it_did(trained):
+    for name in ("run_id", "head", "task", "feature_sets", "parameters", "steps", "seconds"):
+        assert trained[name], name
+    assert trained["steps"] == 20
+    assert trained["metrics"]["rmse"] > 0
+
+
+def test_a_head_trains_where_timm_cannot_be_imported(copy):
+    code = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("timm", "torchvision"):
+            raise ImportError("no timm here")
+
+sys.meta_path.insert(0, Refuse())
+import heads
+report = heads.train({str(copy)!r}, task="depth", steps=3, batch_size=2, device="cpu")
+assert report.metrics["rmse"] > 0
+assert "featstore.backbones" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_evaluate_gives_what_training_reported(store, trained):
+    found = ok("heads", "evaluate", trained["run_id"], "--store", store, "--json").json
+    assert found["metrics"]["rmse"] == pytest.approx(trained["metrics"]["rmse"], rel=1e-5)
+    low, high = found["intervals"]["rmse"]
+    assert low < found["metrics"]["rmse"] < high
+
+
+def test_runs_are_listed_and_asked_for_in_sql(store, trained):
+    listed = ok("heads", "ls", "--store", store, "--json").json["runs"]
+    assert trained["run_id"] in [run["run_id"] for run in listed]
+    query = """select run_id, head, task, value from metrics join runs using (run_id)
+               where name = 'rmse' and split = 'test' order by value"""
+    rows = ok("featstore", "sql", query, "--store", store, "--json").json["rows"]
+    [row] = [row for row in rows if row["run_id"] == trained["run_id"]]
+    assert row["value"] == pytest.approx(trained["metrics"]["rmse"])
+
+
+def test_a_run_is_removed(copy, trained):
+    run_id = trained["run_id"]
+    assert ok("heads", "rm", run_id, "--store", copy, "--json").json == {"removed": run_id}
+    assert not (copy / "runs" / run_id).exists()
+    assert call("heads", "rm", run_id, "--store", copy).code == 1
+
+
+def test_a_head_predicts_on_new_photos(store, trained, weights, tmp_path):
+    from PIL import Image
+
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photos / "one.jpg")
+    words = ["--images", photos, "--out", out, "--store", store, "--device", "cpu"]
+    ok("heads", "predict", trained["run_id"], *words, "--weights", weights)
+    [array] = out.rglob("*.npy")
+    depth = np.load(array)
+    assert depth.shape[-2:] == (90, 120)
+    assert np.isfinite(depth).all()
+    assert (depth > 0).all()
+    assert list(out.rglob("*.png"))
+
+
+# Bad input
+
+
+def refused(done):
+    """One clear line, exit 1 (or 2 for wrong usage), no traceback."""
+    assert done.code in (1, 2), done
+    assert "Traceback" not in done.err
+    assert one_error_line(done.err), done.err
+    return done.err
+
+
+def extract_with(words, tmp_path, **changed):
+    """`extract` with some options changed: None leaves one out."""
+    words = [*words, "--data", ROOMS, "--store", tmp_path / "s.zarr"]
+    for name, value in changed.items():
+        option = "--" + name.replace("_", "-")
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+        if value is not None:
+            words += [option, value]
+    return call("featstore", "extract", *words)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"backbone": "dinov2_bb", "weights": None}, "dinov2_b"),
+        ({"data": "roms:n=3"}, "rooms"),
+        ({"data": "rooms"}, "FORMAT"),
+        ({"data": "folder:/does/not/exist"}, "/does/not/exist"),
+        ({"split": "tets"}, "test"),
+        ({"taps": "blok:3"}, "block:"),
+        ({"taps": "block:12"}, "block:11"),
+        ({"taps": "stage:1"}, "block:"),
+        ({"image_size": "65"}, "64"),
+        ({"image_size": "0"}, "image-size"),
+        ({"resize": "stretch"}, "squash"),
+        ({"dtype": "int8"}, "float16"),
+        ({"device": "tpu"}, "cpu"),
+        ({"weights": "/does/not/exist.safetensors"}, "/does/not/exist.safetensors"),
+    ],
+)
+def test_a_wrong_option_of_extract_is_one_clear_line(words, tmp_path, changed, said):
+    assert said in refused(extract_with(words, tmp_path, **changed))
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_weights_of_another_architecture_are_refused(words, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "other.safetensors"
+    save_file({"conv.weight": torch.zeros(3, 3)}, path)
+    assert "other.safetensors" in refused(extract_with(words, tmp_path, weights=path))
+
+
+def test_weights_that_are_not_on_this_machine_are_an_error_within_seconds(tmp_path):
+    words = ["--backbone", "dinov2_s", "--data", ROOMS, "--store", tmp_path / "s.zarr"]
+    began = time.monotonic()
+    message = refused(call("featstore", "extract", *words))
+    assert "--weights" in message
+    assert time.monotonic() - began < 30
+
+
+def test_activations_that_overflow_name_the_image_and_the_tap(model, words, tmp_path):
+    from safetensors.torch import save_file
+
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["norm.weight"] *= 1e6
+    path = tmp_path / "huge.safetensors"
+    save_file(state, path)
+    message = refused(extract_with(words, tmp_path, weights=path, on_bad_image="fail"))
+    assert "norm" in message
+    assert "bfloat16" in message
+
+
+def test_an_empty_folder_is_refused(words, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty" in refused(extract_with(words, tmp_path, data=f"folder:{empty}"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["featstore", "info"],
+        ["featstore", "ls"],
+        ["featstore", "sql", "select 1"],
+        ["featstore", "verify"],
+        ["featstore", "reindex"],
+        ["featstore", "gc"],
+        ["featstore", "rm", "x"],
+        ["heads", "train", "--task", "depth"],
+        ["heads", "evaluate", "@last"],
+        ["heads", "ls"],
+        ["heads", "rm", "@last"],
+    ],
+)
+def test_a_folder_that_is_no_store_is_refused(command, tmp_path):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        assert str(folder) in refused(call(*command, "--store", folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
+
+
+def test_extracting_into_a_folder_that_is_no_store_is_refused(words, tmp_path):
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "notes.txt").write_text("mine")
+    assert "s.zarr" in refused(extract_with(words, tmp_path))
+
+
+def test_a_store_of_a_newer_format_is_refused(copy):
+    path = copy / "zarr.json"
+    about = json.loads(path.read_text())
+    about["attributes"]["featstore"]["format"] = 99
+    path.write_text(json.dumps(about))
+    assert "99" in refused(call("featstore", "info", "--store", copy))
+
+
+@pytest.mark.parametrize(
+    ("words_of_train", "said"),
+    [
+        (["--task", "deph"], "depth"),
+        (["--task", "depth", "--head", "daep"], "deap"),
+        (["--task", "depth", "--tap", "block:3"], "block:5"),
+        (["--task", "depth", "--feature-set", "nothing"], "vit_tiny"),
+        (["--task", "depth", "--split", "trian"], "train"),
+        (["--task", "depth", "--set", "quries=3"], "queries"),
+        (["--task", "depth", "--steps", "0"], "steps"),
+        (["--resume", "no-such-run"], "no-such-run"),
+    ],
+)
+def test_a_wrong_option_of_train_is_one_clear_line(store, trained, words_of_train, said):
+    assert said in refused(call("heads", "train", *words_of_train, "--store", store))
+
+
+def test_two_feature_sets_are_told_apart_field_by_field(copy, words):
+    other = list(words)
+    other[other.index("--image-size") + 1] = "32"
+    ok("featstore", "extract", *other, "--data", ROOMS, "--limit", "4", "--store", copy)
+    message = refused(call("heads", "train", "--task", "depth", "--store", copy))
+    assert "image_size" in message
+    assert "--feature-set" in message
+
+
+# Third-party packages
+
+
+def test_a_package_adds_a_reader_a_head_and_a_task_through_entry_points(tmp_path):
+    (tmp_path / "extra.py").write_text(
+        "from featstore.datasets import READERS\n"
+        "@READERS.register('extra_reader.v1')\n"
+        "def extra_reader(argument, *, name): ...\n"
+    )
+    (tmp_path / "extra_heads.py").write_text(
+        "from heads.base import HEADS\n"
+        "from heads.tasks import TASKS\n"
+        "HEADS.register('extra_head.v1')(object)\n"
+        "TASKS.register('extra_task.v1')(object)\n"
+    )
+    about = tmp_path / "extra-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[featstore.readers]\nextra = extra\n"
+        "[heads.heads]\nextra = extra_heads\n[heads.tasks]\nextra = extra_heads\n"
+    )
+    code = (
+        "from featstore.datasets import READERS\nfrom heads.base import HEADS\n"
+        "from heads.tasks import TASKS\n"
+        "print('extra_reader.v1' in READERS, 'extra_head.v1' in HEADS, 'extra_task.v1' in TASKS)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True"] * 3

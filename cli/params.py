@@ -1,0 +1,38 @@
+"""Kinds of option values that click does not have."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+
+class Size(click.ParamType):
+    """``N`` or ``HxW``, both positive."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Give (height, width)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", value)
+        if match is None:
+            self.fail(f"{value!r} is no size. Give it as 224 or 240x320 (HxW).", param, ctx)
+        return int(match[1]), int(match[2] or match[1])
+
+
+class KeyValue(click.ParamType):
+    """``KEY=VALUE``, the value still being text."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        """Give the key and the value."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not equals or not key.isidentifier():
+            self.fail(f"{value!r} is no {self.name}, such as split=test.", param, ctx)
+        return key, text
