@@ -5,7 +5,9 @@ Public names, loaded when they are first used: `train`, `evaluate`, `predict`, `
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +16,25 @@ if TYPE_CHECKING:
     from heads.predict import predict
     from heads.train import train
 
-_HOMES = {"evaluate": "heads.evaluate", "load": "heads.model", "predict": "heads.predict", "train": "heads.train"}
+_HOMES = {
+    "evaluate": "heads.evaluate",
+    "load": "heads.model",
+    "predict": "heads.predict",
+    "train": "heads.train",
+}
 
 __all__ = ["evaluate", "load", "predict", "train"]
+
+
+class _Package(ModuleType):
+    """Keeps `heads.train` the function: importing its file would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from featstore.datasets import open_dataset
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.hashing import image_key, short_key
-from featstore.items import item_id
-from featstore.store import StoreFolder, crop_text
+from featstore.items import item_id, read_dataset
+from featstore.store import crop_text
 from featstore.types import Item, Label, Reader
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ class LabelSource(Protocol):
         """Name what the labels of a data set hold now; another name once one has changed."""
         ...
 
+    def format_of(self, dataset: str) -> str:
+        """Give the format of a data set, such as "nyu.v1", which may have a protocol."""
+        ...
+
+    def image(self, dataset: str, item: str) -> bytes | None:
+        """Give the encoded image of an item, perhaps small, or None where there is none."""
+        ...
+
 
 class StoredLabels:
     """Labels as they lie in the store."""
@@ -63,9 +71,17 @@ class StoredLabels:
 
     def version(self, dataset: str) -> str:
         """Name the files that hold them: a changed label is written to a new file."""
-        folder = StoreFolder(self._store.path).labels_path(dataset)
+        folder = self._store.folder.labels_path(dataset)
         files = sorted(folder.glob(f"{self.kind}-*.parquet"))
         return short_key([[path.name, path.stat().st_size] for path in files])
+
+    def format_of(self, dataset: str) -> str:
+        """Give the format that is recorded with the items."""
+        return read_dataset(self._store.folder, dataset)["format"]
+
+    def image(self, dataset: str, item: str) -> bytes | None:
+        """Give the stored thumbnail."""
+        return self._store.thumbnail(dataset, item)
 
 
 class ReaderLabels:
@@ -91,6 +107,14 @@ class ReaderLabels:
             label = self._read(item)
             digests.append([item, "" if label is None else image_key(label.data)])
         return short_key(digests)
+
+    def format_of(self, dataset: str) -> str:
+        """Give the reader's format."""
+        return self._reader.format
+
+    def image(self, dataset: str, item: str) -> bytes | None:
+        """Give the image itself."""
+        return self._reader.read_image(self._items[item])
 
     def _read(self, item: str) -> Label | None:
         try:

@@ -122,7 +122,9 @@ class Model:
         """
         missing = [tap for tap in self.tap_names if tap not in arrays]
         if missing:
-            raise NotFoundError(f"The head reads {missing[0]!r}, which is not among {list(arrays)}.")
+            raise NotFoundError(
+                f"The head reads {missing[0]!r}, which is not among {list(arrays)}."
+            )
         tensors = {
             name: torch.as_tensor(arrays[name]).to(self.device)
             for name in self.array_names
@@ -270,6 +272,8 @@ def choose_device(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if kind not in ("cpu", *kinds) or (number and not number.isdigit()):
         raise invalid("device", name, "auto, cpu, cuda, cuda:N or mps")
-    if not kinds.get(kind, True) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
+    if not kinds.get(kind, True) or (
+        kind == "cuda" and int(number or 0) >= torch.cuda.device_count()
+    ):
         raise invalid("device", name, "one that this machine has", hint="Try --device auto.")
     return torch.device(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ _MAX_SIDE = 640  # pixels of a panel; more would not be seen
 def comparison_png(
     *,
     title: str,
-    image_hwc: np.ndarray,
+    image_hwc: np.ndarray | None,
     prediction_hw: np.ndarray,
     truth_hw: np.ndarray,
     unit: str,
@@ -40,7 +40,7 @@ def comparison_png(
 
     Args:
         title: A line above the panels.
-        image_hwc: (h, w, 3) uint8, at any resolution.
+        image_hwc: (h, w, 3) uint8, at any resolution; None where the image is not at hand.
         prediction_hw: (H, W); NaN where there is none.
         truth_hw: (H, W); NaN where there is none.
         unit: Of the numbers, such as "m".
@@ -60,7 +60,7 @@ def comparison_png(
     with _figure(4, aspect, n_bars=2) as figure:
         panels = figure.subplots(1, 4)
         figure.suptitle(title)
-        _show(panels[0], "input", _thin(image_hwc), aspect=aspect)
+        _show_input(panels[0], image_hwc, aspect)
         for panel, name, values in (
             (panels[1], "prediction", prediction_hw),
             (panels[2], "truth", truth_hw),
@@ -97,10 +97,30 @@ def prediction_png(
     with _figure(2, aspect, n_bars=1) as figure:
         panels = figure.subplots(1, 2)
         figure.suptitle(title)
-        _show(panels[0], "input", _thin(image_hwc), aspect=aspect)
+        _show_input(panels[0], image_hwc, aspect)
         limits = _limits(prediction_hw)
         shown = _show(panels[1], "prediction", _thin(prediction_hw), limits=limits)
         _bar(figure, shown, panels[1], unit)
+        return _png(figure)
+
+
+def panels_png(*, title: str, panels: Mapping[str, np.ndarray | None]) -> bytes:
+    """Draw pictures that are painted already side by side, under their names.
+
+    Args:
+        title: A line above the panels.
+        panels: Name to (H, W, 3) uint8, the last one giving the shape of all; None is left blank.
+
+    Returns:
+        A PNG file.
+    """
+    last = next(image for image in reversed(list(panels.values())) if image is not None)
+    aspect = last.shape[1] / last.shape[0]
+    with _figure(len(panels), aspect, n_bars=0) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        figure.suptitle(title)
+        for panel, (name, image) in zip(axes, panels.items(), strict=True):
+            _show_input(panel, image, aspect, name=name)
         return _png(figure)
 
 
@@ -131,6 +151,15 @@ def _figure(n_panels: int, aspect: float, *, n_bars: int) -> Iterator[Figure]:
     width = n_panels * (panel_width + 0.1) + n_bars * _BAR_WIDTH
     with mpl.rc_context({"font.size": 9.0, "axes.titlesize": 9.0, "figure.titlesize": 9.5}):
         yield Figure(figsize=(width, _PANEL_HEIGHT + _TITLE_HEIGHT), dpi=_DPI, layout="constrained")
+
+
+def _show_input(
+    panel: Axes, image_hwc: np.ndarray | None, aspect: float, *, name: str = "input"
+) -> None:
+    blank = np.full((2, 2, 3), round(255 * float(NO_VALUE)), dtype=np.uint8)
+    missing = image_hwc is None
+    shown = blank if image_hwc is None else _thin(image_hwc)
+    _show(panel, f"{name} (not stored)" if missing else name, shown, aspect=aspect)
 
 
 def _show(

@@ -153,7 +153,7 @@ def _checksum(array: np.ndarray) -> int:
     flat = array.reshape(-1).view(np.uint8)
     value = 0
     for start in range(0, flat.size, _CHECK_BYTES):
-        value = zlib.crc32(flat[start : start + _CHECK_BYTES], value)
+        value = zlib.crc32(flat[start : start + _CHECK_BYTES].data, value)
     return value
 
 
@@ -177,7 +177,7 @@ def _fill(path: Path, job: TargetJob, task: Prepares, progress: ProgressCallback
     arrays: dict[str, np.memmap[Any, Any]] = {}
     slots: list[list[Any]] = []
     left_out: dict[tuple[int, str], str] = {
-        pair.key: f"{pair.path}: its {job.labels.kind} label cannot be read" for pair in pairs
+        pair.key: f"Its {job.labels.kind} label cannot be read." for pair in pairs
     }
     for done, (slot, result) in enumerate(_prepared(pairs, job, task), 1):
         key = pairs[slot].key
@@ -233,7 +233,7 @@ def _prepare(
         values, valid = checked_label(label, placement)
         return task.prepare(values, valid, placement, job.output_hw)
     except InvalidInputError as error:
-        return f"{pair.path}: {error}"
+        return str(error)
 
 
 def checked_label(label: Label, placement: Placement) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,281 @@
+"""Measure a head at the resolution of the labels, with intervals over groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from featstore import open as open_store
+from featstore.errors import InvalidInputError, NotFoundError
+from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
+from heads.feed import Feed
+from heads.labels import LabelSource, StoredLabels
+from heads.metrics import Metric
+from heads.model import Model, load
+from heads.runs import PAIRS, Run, find_run, read_run
+from heads.selection import TEST, TRAIN, VAL, Pair, labelled_pairs, pairs_from_table, select_split
+from heads.targets import checked_label, in_threads
+from heads.tasks import Task
+
+if TYPE_CHECKING:
+    from featstore.api import FeatureSet, Store
+
+_WINDOW = 32  # images measured at a time: their labels and predictions are in memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What measuring some pairs gave."""
+
+    metrics: Sequence[Metric]
+    per_image: pa.Table
+    left_out: Mapping[str, str]  # path to reason
+    sources: tuple[str, ...]  # of the labels
+    n_groups: int
+
+    def values(self) -> dict[str, float]:
+        """Give the metrics by name."""
+        return {metric.name: metric.value for metric in self.metrics}
+
+    def intervals(self) -> dict[str, list[float] | None]:
+        """Give the bounds of each metric by name; None where there is one group only."""
+        return {
+            metric.name: None
+            if metric.low is None or metric.high is None
+            else [metric.low, metric.high]
+            for metric in self.metrics
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """What `evaluate` measured."""
+
+    run_id: str
+    split: str
+    data: str | None
+    images: int
+    groups: int
+    metrics: dict[str, float]
+    intervals: dict[str, list[float] | None]
+    note: str  # how the intervals were made
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    store: str | Path | None = None,
+    runs: str | Path | None = None,
+    split: str = TEST,
+    data: str | None = None,
+    device: str = "auto",
+    progress: ProgressCallback = ignore_progress,
+) -> EvaluationReport:
+    """Measure the best head of a run again, from its weights and the store.
+
+    The splits "train", "val" and "test" are the parts that the run itself used; any other is
+    looked up in the store, and so is every split of `data`.
+
+    Args:
+        run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
+        store: The store; None: the one the run was trained from.
+        runs: Folder of the runs, where it is not the store's own.
+        split: What to measure on.
+        data: Data set ``FORMAT:PATH`` whose labels are joined to stored rows by image.
+        device: Where to compute.
+        progress: Called with reports of progress.
+
+    Raises:
+        NotFoundError: The run, its store or its features are not there.
+        InvalidInputError: Nothing in the split can be measured.
+    """
+    found = locate_run(run, store=store, runs=runs)
+    model = load(found, device=device)
+    opened = open_store(store_of(found, store))
+    features = opened.feature_set(found.record["feature_sets"][0])
+    pairs, labels = _pairs_to_measure(found, opened, features, model.task, split, data)
+    feed = Feed(features, model)
+    result = measure_pairs(model, feed, pairs, labels, progress=progress)
+    return EvaluationReport(
+        run_id=found.run_id,
+        split=split,
+        data=data,
+        images=result.per_image.num_rows,
+        groups=result.n_groups,
+        metrics=result.values(),
+        intervals=result.intervals(),
+        note=result.metrics[0].note,
+        left_out=dict(result.left_out),
+    )
+
+
+def locate_run(run: Run | str | Path, *, store: str | Path | None, runs: str | Path | None) -> Run:
+    """Take a run, the folder of one, or a name to be found in a store or a folder of runs."""
+    if isinstance(run, Run):
+        return run
+    if store is None and runs is None:
+        return read_run(Path(run))
+    return find_run(store if store is not None else "", str(run), runs=runs)
+
+
+def store_of(run: Run, store: str | Path | None) -> Path:
+    """Give the store of a run: the named one, the one it lies in, or the one it was trained from.
+
+    Raises:
+        NotFoundError: The store it was trained from is gone.
+    """
+    if store is not None:
+        return Path(store)
+    around = run.path.parent.parent
+    if run.path.parent.name == "runs" and (around / "feature_sets").is_dir():
+        return around
+    recorded = Path(run.record["store"])
+    if not recorded.is_dir():
+        raise NotFoundError(
+            f"The store of {run.run_id}, {recorded}, is not there. Name it with --store DIR."
+        )
+    return recorded
+
+
+def _pairs_to_measure(
+    run: Run, store: Store, features: FeatureSet, task: Task, split: str, data: str | None
+) -> tuple[Sequence[Pair], LabelSource]:
+    own_data = run.record["labels"]["data"]
+    if data is None and split in (TRAIN, VAL, TEST):
+        pairs = pairs_from_table(pq.read_table(run.path / PAIRS), split)
+        if not pairs:
+            raise InvalidInputError(
+                f"Run {run.run_id} has no {split} part. Choose another --split."
+            )
+        if own_data is None:
+            return pairs, StoredLabels(store, task.label_kind)
+        return pairs, labelled_pairs(store, features, kind=task.label_kind, data=own_data)[0]
+    return select_split(store, features, kind=task.label_kind, split=split, data=data or own_data)
+
+
+def measure_pairs(
+    model: Model,
+    feed: Feed,
+    pairs: Sequence[Pair],
+    labels: LabelSource,
+    *,
+    progress: ProgressCallback = ignore_progress,
+) -> Evaluation:
+    """Predict each pair, bring it to the label's resolution and measure it there.
+
+    Raises:
+        InvalidInputError: No label can be used, or the task's protocol does not fit them.
+    """
+    lines: list[dict[str, Any]] = []
+    left_out = {pair.key: f"Its {labels.kind} label cannot be read." for pair in pairs}
+    sources: set[str] = set()
+    for done, window in enumerate(_windows(pairs, labels)):
+        found = _measure_window(model, feed, window, labels)
+        for (pair, label), result in zip(window, found, strict=True):
+            if isinstance(result, str):
+                left_out[pair.key] = result
+                continue
+            del left_out[pair.key]
+            sources.add(label.source)
+            lines.append({**_pair_columns(pair), **result})
+        n_done = min((done + 1) * _WINDOW, len(pairs))
+        progress(Progress(stage="evaluate", done=n_done, total=len(pairs)))
+    if not lines:
+        reason = next(iter(left_out.values()), "there is none")
+        raise InvalidInputError(f"No {labels.kind} label can be measured: {reason}")
+    # The order of labels on the disk must not decide the last bits of a sum.
+    lines.sort(key=lambda line: (line["row"], line["item"]))
+    names = [name for name in lines[0] if name not in _PAIR_COLUMNS]
+    stats = [{name: line[name] for name in names} for line in lines]
+    groups = [line["group"] for line in lines]
+    paths = {pair.key: pair.path for pair in pairs}
+    return Evaluation(
+        metrics=model.task.summarise(stats, groups),
+        per_image=pa.Table.from_pylist(lines),
+        left_out={paths[key]: reason for key, reason in sorted(left_out.items())},
+        sources=tuple(sorted(sources)),
+        n_groups=len(set(groups)),
+    )
+
+
+_PAIR_COLUMNS = ("row", "item", "dataset", "path", "group")
+
+
+def _pair_columns(pair: Pair) -> dict[str, Any]:
+    return {name: getattr(pair, name) for name in _PAIR_COLUMNS}
+
+
+def labelled(pairs: Sequence[Pair], labels: LabelSource) -> Iterator[tuple[Pair, Label]]:
+    """Go through pairs with their labels, in the order in which the labels come."""
+    by_item: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        by_item.setdefault((pair.dataset, pair.item), []).append(pair)
+    for dataset in sorted({pair.dataset for pair in pairs}):
+        items = [item for name, item in by_item if name == dataset]
+        for item, label in labels.iterate(dataset, items):
+            yield from ((pair, label) for pair in by_item[dataset, item])
+
+
+def _windows(pairs: Sequence[Pair], labels: LabelSource) -> Iterator[list[tuple[Pair, Label]]]:
+    source = labelled(pairs, labels)
+    while window := list(islice(source, _WINDOW)):
+        yield window
+
+
+def _measure_window(
+    model: Model, feed: Feed, window: Sequence[tuple[Pair, Label]], labels: LabelSource
+) -> list[dict[str, float] | str]:
+    rows = [pair.row for pair, _ in window]
+    placements = feed.placements(rows)
+    predictions = predict_rows(model, feed, rows)
+
+    def call(index: int) -> Callable[[], dict[str, float] | str]:
+        pair, label = window[index]
+        return lambda: _measure(
+            model.task,
+            predictions[index],
+            placements[pair.row],
+            label,
+            labels.format_of(pair.dataset),
+        )
+
+    return list(in_threads(call(index) for index in range(len(window))))
+
+
+def _measure(
+    task: Task, prediction_chw: np.ndarray, placement: Placement, label: Label, dataset_format: str
+) -> dict[str, float] | str:
+    try:
+        values, valid = checked_label(label, placement)
+    except InvalidInputError as error:
+        return str(error)
+    return task.measure(
+        prediction_chw,
+        placement=placement,
+        values_hw=values,
+        valid_hw=valid,
+        dataset_format=dataset_format,
+    )
+
+
+@torch.inference_mode()
+def predict_rows(model: Model, feed: Feed, rows: Sequence[int]) -> np.ndarray:
+    """Predict rows: (rows, channels, Ho, Wo) float32, physical values in the input frame."""
+    was_training = model.head.training
+    model.head.eval()
+    output = model.task.predict(model.head(feed.tokens(rows)))
+    model.head.train(was_training)
+    return output.float().cpu().numpy()

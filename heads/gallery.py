@@ -1,0 +1,109 @@
+"""Pictures of a head on a few images, so that a run can be looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featstore.errors import BadImageError, InvalidInputError
+from featstore.files import write_bytes
+from featstore.images import decode
+from featstore.types import Label, Placement
+from heads.evaluate import labelled, predict_rows
+from heads.feed import Feed
+from heads.labels import LabelSource
+from heads.model import Model
+from heads.pictures import comparison_png, panels_png, prediction_png
+from heads.runs import PICTURES
+from heads.selection import Pair
+from heads.targets import checked_label
+from heads.tasks import Task
+
+N_PICTURES = 4
+UNITS = {"depth": "m"}
+"""Units by kind of label: labels of these kinds are drawn as numbers, with a scale bar."""
+
+
+def draw_pictures(
+    path: Path, model: Model, feed: Feed, pairs: Sequence[Pair], labels: LabelSource
+) -> list[str]:
+    """Draw a few pairs, evenly spread over `pairs`, into the run folder `path`.
+
+    Returns:
+        The files, relative to `path`.
+    """
+    chosen = evenly(pairs, N_PICTURES)
+    predictions = predict_rows(model, feed, [pair.row for pair in chosen])
+    placements = feed.placements([pair.row for pair in chosen])
+    places = {pair.key: index for index, pair in enumerate(chosen)}
+    files = []
+    for pair, label in labelled(chosen, labels):
+        index = places[pair.key]
+        try:
+            png = _draw(model.task, pair, label, predictions[index], placements[pair.row], labels)
+        except InvalidInputError:  # a bad label, which the evaluation has listed
+            continue
+        name = f"{PICTURES}/{index:02d}_{_file_name(pair.path)}.png"
+        write_bytes(path / name, png)
+        files.append(name)
+    return sorted(files)
+
+
+def evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """Choose at most `count` pairs, evenly spread, the first one included."""
+    if len(pairs) <= count:
+        return list(pairs)
+    return [pairs[index * len(pairs) // count] for index in range(count)]
+
+
+def paint_prediction(
+    task: Task, title: str, image_hwc: np.ndarray, prediction_hw: np.ndarray
+) -> bytes:
+    """Draw one prediction at source resolution beside its image: a PNG file."""
+    if task.label_kind in UNITS:
+        unit = UNITS[task.label_kind]
+        return prediction_png(
+            title=title, image_hwc=image_hwc, prediction_hw=prediction_hw, unit=unit
+        )
+    painted = {"input": image_hwc, "prediction": task.render(prediction_hw)}
+    return panels_png(title=title, panels=painted)
+
+
+def _draw(
+    task: Task,
+    pair: Pair,
+    label: Label,
+    prediction_chw: np.ndarray,
+    placement: Placement,
+    labels: LabelSource,
+) -> bytes:
+    values, valid = checked_label(label, placement)
+    prediction = task.at_source(prediction_chw, placement)
+    image = _image(pair, labels)
+    title = f"{pair.dataset}: {pair.path}"
+    if task.label_kind not in UNITS:
+        painted = task.render_with_truth(prediction, values, valid)
+        return panels_png(title=title, panels={"input": image, **painted})
+    return comparison_png(
+        title=title,
+        image_hwc=image,
+        prediction_hw=prediction,
+        truth_hw=np.where(valid, values, np.nan),
+        unit=UNITS[task.label_kind],
+    )
+
+
+def _image(pair: Pair, labels: LabelSource) -> np.ndarray | None:
+    try:
+        data = labels.image(pair.dataset, pair.item)
+        return None if data is None else decode(data)
+    except (BadImageError, OSError):
+        return None
+
+
+def _file_name(path: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", path.rpartition(".")[0] or path).strip("_")
+    return stem[-60:] or "image"

@@ -1,0 +1,196 @@
+"""Predict on new images: tokens come from a callable, so that no backbone is known here."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featstore.errors import BadImageError, InvalidInputError, NotFoundError
+from featstore.files import write_bytes
+from featstore.images import decode
+from featstore.types import Placement, Progress, ProgressCallback, ignore_progress
+from heads.evaluate import locate_run
+from heads.gallery import paint_prediction
+from heads.model import Model, load
+from heads.runs import Run
+
+Forward = Callable[[Sequence[np.ndarray]], Sequence[tuple[Mapping[str, np.ndarray], Placement]]]
+"""Turns decoded images, (H, W, 3) uint8 RGB, into their taps ("TAP" (tokens, dim) and perhaps
+"TAP/prefix") and the way each was drawn into the input, by the plan of the run's feature set."""
+
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictReport:
+    """What `predict` wrote."""
+
+    run_id: str
+    out: str
+    images: int
+    files: tuple[str, ...]
+    bad: dict[str, str] = field(default_factory=dict)  # image to reason
+
+    def to_json(self) -> dict[str, Any]:
+        """Give JSON values; `bad_images` counts, `bad` lists."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {**values, "bad_images": len(self.bad)}
+
+
+def predict(
+    run: Run | str | Path,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
+    forward: Forward,
+    *,
+    store: str | Path | None = None,
+    runs: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 8,
+    progress: ProgressCallback = ignore_progress,
+) -> PredictReport:
+    """Predict images and write, for each, NAME.npy and NAME.png.
+
+    The array is float32 at the image's own resolution, upright, in the task's unit (metres); NaN
+    where a crop left a pixel out of the input. The picture shows image and prediction with a
+    scale bar. Images that do not decode are left out and listed.
+
+    Args:
+        run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
+        images: Files, or folders that are searched for images.
+        out: Folder of what is written.
+        forward: Runs the backbone.
+        store: Where to look the run up.
+        runs: Folder of the runs, where it is not the store's own.
+        device: Where the head computes.
+        batch_size: Images at a time.
+        progress: Called with reports of progress.
+
+    Raises:
+        NotFoundError: The run or a path is not there.
+        InvalidInputError: No image decodes, or the run's features were imported.
+    """
+    found = locate_run(run, store=store, runs=runs)
+    if found.record["plan"] is None:
+        raise InvalidInputError(
+            f"Run {found.run_id} learned from imported features, so no backbone is known that "
+            "would give them for new images. Use `heads evaluate`, or train on extracted features."
+        )
+    names = _named(find_images(images))
+    model = load(found, device=device)
+    bad: dict[str, str] = {}
+    files: list[str] = []
+    for done, part in enumerate(_decoded(names, batch_size, bad), 1):
+        if part:
+            files += _predict_part(model, forward, part, names, Path(out))
+        n_done = min(done * batch_size, len(names))
+        progress(Progress(stage="predict", done=n_done, total=len(names)))
+    if not files:
+        path, reason = next(iter(bad.items()))
+        raise InvalidInputError(
+            f"None of {len(bad)} images can be used. The first, {path}: {reason}"
+        )
+    return PredictReport(
+        run_id=found.run_id,
+        out=str(out),
+        images=len(names) - len(bad),
+        files=tuple(files),
+        bad=bad,
+    )
+
+
+def find_images(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, Path]]:
+    """List image files with the names, relative to what was given, that they are known by.
+
+    Raises:
+        NotFoundError: A path does not exist.
+        InvalidInputError: There is no image.
+    """
+    given = [images] if isinstance(images, str | Path) else list(images)
+    found: list[tuple[Path, Path]] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found += [(file, file.relative_to(path)) for file in inside if file.is_file()]
+        elif path.exists():
+            found.append((path, Path(path.name)))
+        else:
+            raise NotFoundError(f"No image at {path}. Name a file or a folder of images.")
+    if not found:
+        known = ", ".join(sorted(SUFFIXES))
+        text = " ".join(str(path) for path in given)
+        raise InvalidInputError(f"No images in {text}. Files ending in {known} are taken.")
+    return found
+
+
+def _named(found: Sequence[tuple[Path, Path]]) -> dict[Path, Path]:
+    """Choose where each file's results go: its name without the ending, if that is its own."""
+    stems = Counter(name.with_suffix("") for _, name in found)
+    named: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for file, name in found:
+        target = name.with_suffix("") if stems[name.with_suffix("")] == 1 else name
+        while target in taken:  # files of one name from several folders
+            target = target.with_name(f"{target.name}_")
+        taken.add(target)
+        named[file] = target
+    return named
+
+
+def _decoded(
+    files: Mapping[Path, Path], batch_size: int, bad: dict[str, str]
+) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    """Decode in threads, a batch at a time; note what does not decode in `bad`."""
+    waiting = list(files)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(waiting), batch_size):
+            paths = waiting[start : start + batch_size]
+            part: list[tuple[Path, np.ndarray]] = []
+            for path, pixels in zip(paths, pool.map(_decode, paths), strict=True):
+                if isinstance(pixels, str):
+                    bad[str(path)] = pixels
+                else:
+                    part.append((path, pixels))
+            yield part
+
+
+def _decode(path: Path) -> np.ndarray | str:
+    try:
+        return decode(path.read_bytes())
+    except (BadImageError, OSError) as error:
+        return str(error)
+
+
+def _predict_part(
+    model: Model,
+    forward: Forward,
+    part: Sequence[tuple[Path, np.ndarray]],
+    names: Mapping[Path, Path],
+    out: Path,
+) -> list[str]:
+    found = forward([pixels for _, pixels in part])
+    stored = [name for name in model.array_names if name in found[0][0]]
+    arrays = {name: np.stack([taps[name] for taps, _ in found]) for name in stored}
+    placements = [placement for _, placement in found]
+    predictions = model.predict(arrays, placements)
+    files = []
+    for (path, pixels), placement, prediction in zip(part, placements, predictions, strict=True):
+        values = model.task.at_source(prediction, placement).astype(np.float32)
+        target = out / names[path]
+        sink = io.BytesIO()
+        np.save(sink, values)
+        write_bytes(target.with_name(f"{target.name}.npy"), sink.getbuffer())
+        png = paint_prediction(model.task, path.name, pixels, values)
+        write_bytes(target.with_name(f"{target.name}.png"), png)
+        files += [f"{target}.npy", f"{target}.png"]
+    return files

@@ -1,0 +1,357 @@
+"""What a training needs before its first step, made and checked from what the user asked for."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from featstore.errors import InvalidInputError, invalid, not_found
+from featstore.items import read_dataset
+from featstore.taps import parse_tap, resolve_taps
+from featstore.types import ProgressCallback, TapShape
+from featstore.version import __version__
+from heads.base import HEADS, Head, shift_output_biases
+from heads.build import build_head
+from heads.feed import Feed
+from heads.labels import LabelSource, StoredLabels
+from heads.loop import LoopOptions, Recipe
+from heads.model import Model, norm_tensors, shape_to_json
+from heads.options import split_options
+from heads.runs import PAIRS
+from heads.selection import TEST, TRAIN, VAL, Selection, labelled_pairs, pairs_from_table, select
+from heads.targets import TargetJob, Targets, prepare_targets
+from heads.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from featstore.api import FeatureSet, Store
+
+TAP_NORMS = ("final", "none")
+
+
+class Choices(TypedDict, total=False):
+    """Keyword arguments of `heads.train` that become fields of a `Request`."""
+
+    head: str  # default "deap"
+    feature_set: str | None  # key, prefix of one, or name
+    backbone: str | None  # chooses the feature set by its backbone
+    tap_norm: str  # "final" (default): the backbone's final norm on block outputs; or "none"
+    split: str  # to train on, default "train"
+    val_fraction: float  # of it to hold out, default 0.1
+    steps: int | None  # default: the task's
+    epochs: int | None  # instead of steps
+    batch_size: int | None  # default: the task's
+    lr: float | None  # default: the task's
+    seed: int  # of first weights, order and held-out groups, default 0
+    data: str | None  # FORMAT:PATH of labels to join to stored rows by image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What the user asked for: recorded with the run, and enough to resume it."""
+
+    task: str
+    head: str = "deap"
+    feature_set: str | None = None
+    backbone: str | None = None
+    taps: tuple[str, ...] = ()
+    tap_norm: str = "final"
+    split: str = TRAIN
+    val_fraction: float = 0.1
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    data: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tap_norm not in TAP_NORMS:
+            raise invalid("tap_norm", self.tap_norm, f"one of {', '.join(TAP_NORMS)}")
+        if self.steps is not None and self.epochs is not None:
+            given = f"{self.steps} steps and {self.epochs} epochs"
+            raise invalid("steps, epochs", given, "one of the two")
+        for name in ("steps", "epochs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise invalid(name, value, "at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Give JSON values; `request_from_json` inverts it."""
+        return {**asdict(self), "taps": list(self.taps), "options": dict(self.options)}
+
+
+def request_from_json(value: Mapping[str, Any]) -> Request:
+    """Rebuild a request from `Request.to_json`."""
+    return Request(**{**value, "taps": tuple(value["taps"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """Everything that a training works with."""
+
+    store: Store
+    features: FeatureSet
+    model: Model
+    feed: Feed
+    selection: Selection
+    labels: LabelSource
+    targets: Targets
+    recipe: Recipe
+    record: dict[str, Any]  # what run.json says of all this
+    left_out: dict[str, str]  # path to the reason why its label cannot be used
+    messages: tuple[str, ...]
+
+
+def make_setup(
+    store: Store,
+    request: Request,
+    *,
+    device: torch.device,
+    targets_path: Path,
+    progress: ProgressCallback,
+    resumed_path: Path | None = None,
+) -> Setup:
+    """Choose features, rows and recipe, build the head, prepare the targets.
+
+    Torch's random numbers decide the first weights: seed them before.
+
+    Args:
+        store: Store.
+        request: What is asked for.
+        device: Where the head computes.
+        targets_path: Folder of prepared targets.
+        progress: Called with reports of progress.
+        resumed_path: Folder of the run that goes on: its pairs are used, whatever the store has
+            gained since.
+
+    Raises:
+        InvalidInputError: Something asked for cannot be done; nothing was written but targets.
+        NotFoundError: A name is not known.
+    """
+    head_name, task_name = HEADS.full_name(request.head), TASKS.full_name(request.task)
+    options = _options(head_name, task_name, request.options)
+    features = store.feature_set(request.feature_set, backbone=request.backbone)
+    shapes = choose_taps(store, features, HEADS[head_name], request.taps)
+    task = TASKS[task_name](**options["task"])
+    selection, labels = _select(store, features, task, request, resumed_path)
+    head = build_head(head_name, taps=shapes, n_outputs=task.n_outputs, options=options["head"])
+    shift_output_biases(head, task.settings.output_bias)
+    model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
+    messages = [*selection.messages, *_apply_norm(model, features, request.tap_norm, device)]
+    feed = Feed(features, model)
+    pairs = (*selection.train, *selection.val)
+    job = TargetJob(
+        task=task_name,
+        settings=options["task"],
+        output_hw=head.output_hw,
+        feature_set=features.key,
+        pairs=pairs,
+        placements=feed.placements(sorted({pair.row for pair in pairs})),
+        labels=labels,
+    )
+    targets = prepare_targets(targets_path, job, task, progress=progress)
+    paths = {pair.key: pair.path for pair in pairs}
+    selection = _without_bad_labels(selection, targets)
+    recipe = _recipe(request, task, selection, LoopOptions(**options["loop"]))
+    record = {
+        **_chosen(store, features, model, head_name, task_name, options),
+        **_counted(selection, labels, recipe, head),
+        "tap_norm": request.tap_norm,
+        "device": str(device),
+        "command": request.to_json(),
+        "versions": versions(),
+    }
+    return Setup(
+        store=store,
+        features=features,
+        model=model,
+        feed=feed,
+        selection=selection,
+        labels=labels,
+        targets=targets,
+        recipe=recipe,
+        record=record,
+        left_out={paths[key]: reason for key, reason in sorted(targets.left_out.items())},
+        messages=tuple(messages),
+    )
+
+
+def _options(head: str, task: str, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort options to head, task and loop, and fill in every default, which is recorded."""
+    owners = {"head": HEADS[head].OPTIONS, "task": TASKS[task].OPTIONS, "loop": LoopOptions}
+    chosen = split_options(given, owners)
+    return {owner: asdict(owners[owner](**chosen[owner])) for owner in owners}
+
+
+def choose_taps(
+    store: Store, features: FeatureSet, head: type[Head], wanted: Sequence[str]
+) -> tuple[TapShape, ...]:
+    """Choose the taps that a head reads: those named, else the head's own choice.
+
+    Raises:
+        NotFoundError: A tap is not stored; the message says how to add it.
+        InvalidInputError: It is no tap, or pooled.
+    """
+    stored = features.taps
+    if not wanted:
+        dense = {tap: shape for tap, shape in stored.items() if shape.grid is not None}
+        input_hw = None if features.plan is None else features.plan.image_size
+        return tuple(stored[tap] for tap in head.default_taps(dense, input_hw=input_hw))
+    names = [_resolved(text, features) for text in wanted]
+    for name in names:
+        if name not in stored:
+            hint = (
+                ""
+                if features.is_foreign
+                else f"Add it: `{_extract_command(store, features, name)}`."
+            )
+            raise not_found("tap", name, stored, hint=hint)
+        if stored[name].grid is None:
+            raise invalid(
+                "tap", name, "a dense tap; this one is pooled", hint="Leave out the pool."
+            )
+    return tuple(stored[name] for name in dict.fromkeys(names))
+
+
+def _resolved(text: str, features: FeatureSet) -> str:
+    """Write a tap as it is stored: positive, where the depth of the backbone is known."""
+    about = features.backbone
+    if "depth" in about and "unit" in about:
+        n_prefix = int(about.get("n_prefix", 0))
+        return resolve_taps(
+            [text], unit=about["unit"], depth=int(about["depth"]), n_prefix=n_prefix
+        )[0]
+    return str(parse_tap(text))
+
+
+def _extract_command(store: Store, features: FeatureSet, tap: str) -> str:
+    specs = [read_dataset(store.folder, name)["spec"] for name in store.datasets()]
+    data = " ".join(f"--data {spec}" for spec in specs)
+    name = features.backbone.get("name", "NAME")
+    return f"featstore extract --store {store.path} --backbone {name} {data} --taps {tap}"
+
+
+def _apply_norm(
+    model: Model, features: FeatureSet, tap_norm: str, device: torch.device
+) -> list[str]:
+    """Give the model the final norm, where it is asked for and a block tap needs it."""
+    blocks = [name for name in model.tap_names if name.startswith("block:")]
+    if tap_norm == "none" or not blocks:
+        return []
+    norm = features.final_norm()
+    if norm is None:
+        return [f"This feature set has no final norm, so {', '.join(blocks)} is read as stored."]
+    widths = {shape.dim for shape in model.taps if shape.tap in blocks}
+    if widths != {len(norm.weight)}:
+        hint = "Use --tap-norm none."
+        raise invalid("final norm", len(norm.weight), f"of the taps' width {widths}", hint=hint)
+    model.norm = norm_tensors(norm, device)
+    return []
+
+
+def _select(
+    store: Store, features: FeatureSet, task: Task, request: Request, resumed_path: Path | None
+) -> tuple[Selection, LabelSource]:
+    if resumed_path is None:
+        return select(
+            store,
+            features,
+            kind=task.label_kind,
+            split=request.split,
+            val_fraction=request.val_fraction,
+            seed=request.seed,
+            data=request.data,
+        )
+    table = pq.read_table(resumed_path / PAIRS)
+    train, val, test = (pairs_from_table(table, part) for part in (TRAIN, VAL, TEST))
+    labels: LabelSource = StoredLabels(store, task.label_kind)
+    if request.data is not None:
+        labels, _ = labelled_pairs(store, features, kind=task.label_kind, data=request.data)
+    return Selection(train=train, val=val, test=test, validation={}), labels
+
+
+def _without_bad_labels(selection: Selection, targets: Targets) -> Selection:
+    kept = selection.without(targets.left_out)
+    if not kept.train:
+        raise InvalidInputError("No training image has a label that can be used.")
+    # The loop needs what is held out; to lose all of it must not pass in silence.
+    if selection.val and not kept.val:
+        raise InvalidInputError("No held-out image has a label that can be used.")
+    return kept
+
+
+def _recipe(request: Request, task: Task, selection: Selection, loop: LoopOptions) -> Recipe:
+    settings = task.settings
+    n_rows = len({pair.row for pair in selection.train})
+    batch_size = min(request.batch_size or settings.batch_size, n_rows)
+    steps = request.steps or settings.steps
+    if request.epochs is not None:
+        steps = request.epochs * max(1, n_rows // batch_size)
+    return Recipe(
+        steps=steps,
+        batch_size=batch_size,
+        lr=settings.lr if request.lr is None else request.lr,
+        weight_decay=settings.weight_decay,
+        seed=request.seed,
+        loop=loop,
+    )
+
+
+def _chosen(
+    store: Store,
+    features: FeatureSet,
+    model: Model,
+    head: str,
+    task: str,
+    options: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    plan = features.plan
+    return {
+        "head": head,
+        "task": task,
+        "options": {owner: dict(chosen) for owner, chosen in options.items()},
+        "store": str(store.path.resolve()),
+        "feature_sets": [features.key],
+        "feature_set_names": [features.name],
+        "plan": None if plan is None else plan.to_json(),
+        "backbone": features.backbone,
+        "weights_sha256": None if plan is None else plan.weights_sha256,
+        "taps": list(model.tap_names),
+        "tap_shapes": [shape_to_json(shape) for shape in model.taps],
+        "normed_taps": [
+            name for name in model.tap_names if model.norm is not None and name.startswith("block:")
+        ],
+    }
+
+
+def _counted(
+    selection: Selection, labels: LabelSource, recipe: Recipe, head: Head
+) -> dict[str, Any]:
+    return {
+        "parameters": head.n_parameters(),
+        "dead_parameters": head.dead_parameters(),
+        "output_hw": list(head.output_hw),
+        "seed": recipe.seed,
+        "training": {"optimizer": "adamw", **recipe.to_json()},
+        "validation": dict(selection.validation),
+        "labels": {"kind": labels.kind, "data": labels.spec},
+        "images": {name: len(pairs) for name, pairs in selection.parts().items()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of the libraries that decide numbers."""
+    return {
+        "featstore": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
