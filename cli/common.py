@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from featstore.errors import FeatstoreError
 
@@ -37,11 +38,11 @@ class Interrupted(click.ClickException):
 
 @contextlib.contextmanager
 def resumable(how: str) -> Iterator[None]:
-    """Turn Ctrl-C into a message that says how to go on."""
+    """Turn Ctrl-C into a message that says how to go on; what the library says goes first."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise Interrupted(how) from None
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or how) from None
 
 
 def exit_code(command: click.Group, args: Sequence[str] | None = None) -> int:
@@ -89,6 +90,13 @@ def store_option(function: F) -> F:
         metavar="DIR",
         help="The store.",
     )(function)
+
+
+def chosen_store(store_path: Path, runs_path: Path | None) -> Path | None:
+    """Give the store; None, for "the one the run was trained from", where only runs are named."""
+    source = click.get_current_context().get_parameter_source("store_path")
+    is_default = source is ParameterSource.DEFAULT
+    return None if is_default and runs_path is not None else store_path
 
 
 def json_option(function: F) -> F:

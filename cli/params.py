@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[tuple[int, int]]):
     """``N`` or ``HxW``, both positive."""
 
     name = "N|HxW"
@@ -23,7 +23,7 @@ class Size(click.ParamType):
         return int(match[1]), int(match[2] or match[1])
 
 
-class KeyValue(click.ParamType):
+class KeyValue(click.ParamType[tuple[str, str]]):
     """``KEY=VALUE``, the value still being text."""
 
     name = "KEY=VALUE"

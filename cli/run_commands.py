@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from cli.common import (
     LEFT_OUT,
     MAX_LISTED,
+    chosen_store,
     device_option,
     json_option,
     leave,
@@ -22,7 +21,7 @@ from cli.common import (
     store_option,
 )
 from cli.progress import ProgressLine
-from cli.tables import count, table
+from cli.tables import count, metrics, table
 
 if TYPE_CHECKING:
     from heads.runs import Run
@@ -67,27 +66,9 @@ def evaluate(
         print_json(report.to_json())
     else:
         click.echo(f"{report.run_id}, {count(report.images, 'image')} of {report.split}\n")
-        click.echo(metrics_table(report.metrics, report.intervals))
+        click.echo(metrics(report.metrics, report.intervals))
     if report.left_out:
         leave(LEFT_OUT)
-
-
-def chosen_store(store_path: Path, runs_path: Path | None) -> Path | None:
-    """Give the store; None, for "the one the run was trained from", where only runs are named."""
-    source = click.get_current_context().get_parameter_source("store_path")
-    is_default = source is ParameterSource.DEFAULT
-    return None if is_default and runs_path is not None else store_path
-
-
-def metrics_table(
-    metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float] | None]
-) -> str:
-    """Write metrics with their 95 % intervals."""
-    lines = []
-    for name, value in metrics.items():
-        low, high = intervals.get(name) or (None, None)
-        lines.append([name, f"{value:.4f}", "-" if low is None else f"[{low:.4f}, {high:.4f}]"])
-    return table(["metric", "value", "95 % interval"], lines)
 
 
 @click.command()
@@ -108,7 +89,7 @@ def ls(store_path: Path, runs_path: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"runs": [{**run.record, "status": run.status} for run in found]})
         return
-    columns = ["run", "status", "head", "task", "features", "steps", "test"]
+    columns = ["run", "status", "features", "taps", "steps", "measured"]
     click.echo(table(columns, [_run_row(run) for run in found]))
 
 
@@ -136,14 +117,13 @@ def rm(run: str, store_path: Path, runs_path: Path | None, as_json: bool) -> Non
 
 def _run_row(run: Run) -> list[Any]:
     record = run.record
-    metrics = record.get("metrics") or {}
-    name, value = next(iter(metrics.items()), (None, None))
+    measured = record.get("measured") or {}
+    name, value = next(iter(measured.get("metrics", {}).items()), ("", None))
     return [
         run.run_id,
         run.status,
-        record.get("head"),
-        record.get("task"),
-        ", ".join(record.get("feature_set_names", ())),
-        record.get("training", {}).get("steps"),
-        "-" if name is None else f"{name} {value:.4f}",
+        ", ".join(record["feature_set_names"]),
+        ", ".join(record["taps"]),
+        record.get("steps"),
+        "-" if value is None else f"{measured['split']} {name} {value:.4f}",
     ]

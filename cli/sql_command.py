@@ -63,15 +63,15 @@ def sql(
     Example:
         featstore sql "select split, count(*) as images from samples group by split order by split"
         featstore sql 'select path from samples where split = $s order by row' -p s=test
-        featstore sql "select run_id, value from metrics where name = 'rmse' order by value" --format csv
+        featstore sql "select run_id, value from metrics order by run_id, name" --format csv
     """
-    from featstore import index
+    from featstore.index import query as ask
 
     if query == "-":
         query = click.get_text_stream("stdin").read()
     with resumable("Nothing was changed."):
         bound = {name: _value(text) for name, text in params}
-        found = index.query(store_path, query, bound or None, timeout_s=timeout_s)
+        found = ask(store_path, query, bound or None, timeout_s=timeout_s)
     columns, rows = found.column_names, found.to_pylist()
     if as_json:
         print_json({"columns": columns, "rows": rows})

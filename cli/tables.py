@@ -82,6 +82,15 @@ def interval(value: float, low: float | None, high: float | None, *, unit: str =
     return f"{text} [{low:.3f}, {high:.3f}]"
 
 
+def metrics(values: Mapping[str, float], intervals: Mapping[str, Sequence[float] | None]) -> str:
+    """Write metrics with their 95 % intervals."""
+    lines = []
+    for name, value in values.items():
+        low, high = intervals.get(name) or (None, None)
+        lines.append([name, f"{value:.4f}", "-" if low is None else f"[{low:.4f}, {high:.4f}]"])
+    return table(["metric", "value", "95 % interval"], lines)
+
+
 def count(n: int, noun: str) -> str:
     """Write a count with its noun, plural where it is not one."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.common import (
+    LEFT_OUT,
+    MAX_LISTED,
     device_option,
     json_option,
+    leave,
     print_json,
     resumable,
     runs_option,
+    say,
     store_option,
 )
 from cli.params import KeyValue
 from cli.progress import ProgressLine
-from cli.tables import count, duration
+from cli.tables import count, duration, facts, metrics
+
+if TYPE_CHECKING:
+    from heads.train import RunReport
 
 RESUME = "The last checkpoint is kept; go on with `heads train --resume @last` and the same store."
 
@@ -74,7 +81,7 @@ RESUME = "The last checkpoint is kept; go on with `heads train --resume @last` a
     "settings",
     type=KeyValue(),
     multiple=True,
-    help="An option of the head; repeatable. `heads describe HEAD` lists them.",
+    help="An option of the head, the task or the training loop; repeatable.",
 )
 @store_option
 @runs_option
@@ -89,7 +96,7 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
     Example:
         heads train --task depth
         heads train --task depth --tap block:8 --steps 600 --batch-size 16 --seed 1
-        heads train --task depth --head deap --set mask=paper --json
+        heads train --task depth --head deap --set mask_form=paper --json
         heads train --resume @last
     """
     from heads.train import train as run_training
@@ -102,9 +109,26 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
             progress=progress,
             **options,
         )
+    for path, reason in list(report.left_out.items())[:MAX_LISTED]:
+        say(f"Left out {path}: {reason}")
     if as_json:
         print_json(report.to_json())
     else:
         _show(report)
     if report.left_out:
         leave(LEFT_OUT)
+
+
+def _show(report: RunReport) -> None:
+    shown = {
+        "run": report.run_id,
+        "head": f"{report.head} on {', '.join(report.taps)} ({report.parameters:,} parameters)",
+        "steps": f"{report.steps:,}, the best at {report.best_step:,}",
+        "time": duration(report.seconds),
+    }
+    click.echo(facts(shown))
+    if report.metrics:
+        click.echo(f"\n{count(report.images, 'image')} of {report.split}")
+        click.echo(metrics(report.metrics, report.intervals))
+    if report.pictures:
+        click.echo(f"\nPictures: {Path(report.pictures[0]).parent}")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
-from cli.tables import cell, count, duration, facts, interval, size, table
+from cli.sql_command import rows_text
+from cli.tables import cell, count, duration, facts, interval, metrics, size, table
 
 
 def test_columns_are_aligned_and_numbers_stand_to_the_right():
@@ -76,3 +78,30 @@ def test_cells():
 
 def test_counts():
     assert (count(1, "image"), count(1200, "image")) == ("1 image", "1,200 images")
+
+
+def test_metrics_are_listed_with_their_intervals():
+    text = metrics({"rmse": 0.41234, "delta1": 0.5}, {"rmse": [0.4, 0.5], "delta1": None})
+    assert text.splitlines()[2:] == ["rmse    0.4123  [0.4000, 0.5000]", "delta1  0.5000  -"]
+
+
+ROWS = [{"name": "a,b", "value": 0.125}, {"name": None, "value": math.nan}]
+
+
+@pytest.mark.parametrize(
+    ("style", "text"),
+    [
+        ("csv", 'name,value\n"a,b",0.125\n,nan\n'),
+        ("jsonl", '{"name": "a,b", "value": 0.125}\n{"name": null, "value": null}\n'),
+        ("table", "name  value\n----  -----\na,b   0.125\n-       nan\n"),
+    ],
+)
+def test_rows_are_written_in_each_style(style, text):
+    assert rows_text(["name", "value"], ROWS, style) == text
+
+
+def test_the_json_style_is_one_array():
+    assert json.loads(rows_text(["name", "value"], ROWS, "json")) == [
+        {"name": "a,b", "value": 0.125},
+        {"name": None, "value": None},
+    ]

@@ -1,0 +1,127 @@
+"""`heads predict`: run a trained head on new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.common import (
+    LEFT_OUT,
+    MAX_LISTED,
+    chosen_store,
+    device_option,
+    json_option,
+    leave,
+    print_json,
+    resumable,
+    runs_option,
+    say,
+    store_option,
+)
+from cli.progress import ProgressLine
+from cli.tables import count
+
+if TYPE_CHECKING:
+    from heads.predict import Forward
+    from heads.runs import Run
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--images",
+    "images_paths",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    metavar="PATH",
+    help="An image, or a folder of images; repeatable.",
+)
+@click.option(
+    "--out",
+    "out_path",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the results go.",
+)
+@click.option(
+    "--weights",
+    default=None,
+    metavar="FILE|random[:SEED]",
+    help="The backbone's weights, where extraction was given some. [default: what it was given]",
+)
+@device_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Images at a time.",
+)
+@store_option
+@runs_option
+@json_option
+def predict(
+    run: str,
+    images_paths: tuple[Path, ...],
+    out_path: Path,
+    weights: str | None,
+    device: str,
+    batch_size: int,
+    store_path: Path,
+    runs_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Run a trained head on new images. RUN is an id, the start of one, or @last.
+
+    Writes NAME.npy (float32, at the image's own size, in metres for depth) and NAME.png for each
+    image. The backbone is loaded once more, by the plan of the run; its weights must be the same.
+
+    \b
+    Example:
+        heads predict @last --images photos/ --out predictions/
+        heads predict @last --images photo.jpg --out out --weights dinov2_b.safetensors
+    """
+    from heads.evaluate import locate_run
+    from heads.predict import predict as run_prediction
+
+    store = chosen_store(store_path, runs_path)
+    found = locate_run(run, store=store, runs=runs_path)
+    with resumable("Run it again."), ProgressLine() as progress:
+        report = run_prediction(
+            found,
+            images_paths,
+            out_path,
+            _forward(found, store, weights, device),
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    for path, reason in list(report.bad.items())[:MAX_LISTED]:
+        say(f"Left out {path}: {reason}")
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(f"Wrote {count(len(report.files), 'file')} to {report.out}.")
+    if report.bad:
+        leave(LEFT_OUT)
+
+
+def _forward(run: Run, store: Path | None, weights: str | None, device: str) -> Forward:
+    """Load the run's backbone, with the weights it was extracted with where none are named."""
+    from cli.forward import make_forward
+    from featstore import open as open_store
+    from featstore.errors import NotFoundError
+    from heads.evaluate import store_of
+
+    if weights is None:
+        try:
+            features = open_store(store_of(run, store)).feature_set(run.record["feature_sets"][0])
+        except NotFoundError:
+            say("The run's store is not there, so the backbone's own weights are tried.")
+        else:
+            weights = features.provenance.get("weights")
+    return make_forward(run.record, weights=weights, device=device)
