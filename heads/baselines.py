@@ -35,7 +35,7 @@ class Baseline(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanMap:
-    """The mean depth at each pixel of the frame, whatever the image."""
+    """One depth map for every image: the training mean, of each pixel or of all."""
 
     depth_yx: Tensor
 
@@ -59,6 +59,22 @@ def fit_mean_map(train: Batches) -> MeanMap:
         raise invalid("train", "no valid depth", "batches with at least one valid depth")
     depth = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
     return MeanMap(depth_yx=depth.float())
+
+
+def fit_mean_depth(train: Batches) -> MeanMap:
+    """Average all valid depths to one number, the same for every pixel.
+
+    Raises:
+        InvalidInputError: There is no valid depth.
+    """
+    total, count, shape = 0.0, 0, torch.Size()
+    for _, targets in train:
+        depth = targets["depth"][targets["valid"]]
+        total, count = total + float(depth.double().sum()), count + depth.numel()
+        shape = targets["depth"].shape[1:]
+    if not count:
+        raise invalid("train", "no valid depth", "batches with at least one valid depth")
+    return MeanMap(depth_yx=torch.full(shape, total / count))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

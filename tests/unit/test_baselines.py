@@ -8,7 +8,7 @@ import torch
 
 from featstore.errors import InvalidInputError
 from heads.base import TapTokens
-from heads.baselines import fit_mean_map, fit_nearest_patches, fit_ridge
+from heads.baselines import fit_mean_depth, fit_mean_map, fit_nearest_patches, fit_ridge
 
 GRID, DIM, SIDE = (4, 5), 6, 40
 WEIGHT = torch.tensor([0.5, -0.3, 0.2, 0.0, 0.1, 0.0])
@@ -47,6 +47,14 @@ def test_the_mean_map_averages_each_pixel_over_its_valid_depths():
     predicted = fit_mean_map(batches).predict(tokens)
     assert predicted.shape == (2, 1, 1, 3)
     torch.testing.assert_close(predicted[1, 0, 0], torch.tensor([2.0, 5.0, 3.0]))  # 3: mean of all
+
+
+def test_the_mean_depth_is_one_number_over_all_valid_pixels():
+    depth = torch.tensor([[[1.0, 5.0, 0.0]], [[3.0, 9.0, torch.nan]]])
+    valid = torch.tensor([[[True, True, False]], [[True, False, False]]])
+    tokens = TapTokens(patch=torch.zeros(2, 1, 4), grid=(1, 1))
+    predicted = fit_mean_depth([(tokens, {"depth": depth, "valid": valid})]).predict(tokens)
+    torch.testing.assert_close(predicted, torch.full((2, 1, 1, 3), 3.0))
 
 
 def test_ridge_finds_a_linear_depth():
@@ -146,6 +154,8 @@ def test_parts_without_a_valid_depth_are_refused(fit):
         fit([(tokens, nothing)], make_batches(1, seed=1))
     with pytest.raises(InvalidInputError, match="at least one valid depth"):
         fit_mean_map([(tokens, nothing)])
+    with pytest.raises(InvalidInputError, match="at least one valid depth"):
+        fit_mean_depth([(tokens, nothing)])
 
 
 def test_more_neighbours_than_the_bank_holds_are_refused():
