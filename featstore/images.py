@@ -155,8 +155,10 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.kind not in "uif":
+        raise BadImageError(f"The image holds {values.dtype} values instead of numbers.")
     low, high = values.min(), values.max()
-    if np.issubdtype(values.dtype, np.floating):
+    if values.dtype.kind == "f":
         if not (low >= 0 and high <= 1):  # also for NaN
             raise BadImageError(
                 f"The image holds {values.dtype} numbers from {low} to {high}; floating point "
@@ -164,7 +166,7 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
             )
         scaled: np.ndarray = np.rint(values * 255).astype(np.uint8)
         return scaled
-    if not (np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535):
+    if low < 0 or high > 65535:
         raise BadImageError(
             f"The image holds {values.dtype} numbers from {low} to {high}; integers of an image "
             "must lie in 0 to 65535."

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from featstore.datasets import features as _features  # noqa: F401
+from featstore.datasets import folder as _folder  # noqa: F401
+from featstore.datasets import manifest as _manifest  # noqa: F401
 from featstore.datasets import nyu as _nyu  # noqa: F401
 from featstore.datasets import rooms as _rooms  # noqa: F401
 from featstore.datasets.common import READERS, ReaderFactory, parse_argument

@@ -55,22 +55,20 @@ class Argument:
 
 
 def parse_argument(text: str) -> Argument:
-    """Split ``PATH[,key=value...]``; a comma that no ``key=`` follows belongs to the path.
+    """Split ``PATH[,key=value...]``; a comma that no ``key=`` follows belongs to what it is in.
 
     Raises:
         InvalidInputError: A key is given twice.
     """
-    parts = text.split(",")
-    n_path = len(parts)
-    while n_path and _OPTION.match(parts[n_path - 1]):
-        n_path -= 1
+    parts = re.split(r",(?=[a-z_]+=)", text)
+    path = "" if _OPTION.match(parts[0]) else parts.pop(0)
     options: dict[str, str] = {}
-    for part in parts[n_path:]:
+    for part in parts:
         key, _, value = part.partition("=")
         if key in options:
             raise invalid(key, part, "given once")
         options[key] = value
-    return Argument(path=",".join(parts[:n_path]), options=options)
+    return Argument(path=path, options=options)
 
 
 def check_keys(argument: Argument, known: Collection[str], *, reader: str) -> None:
@@ -165,12 +163,12 @@ def list_files(folder: Path) -> list[str]:
     return [path.as_posix() for path in sorted(found, key=lambda path: path.parts)]
 
 
-def check_label(label: Label, image_hw: tuple[int, int], *, source: str) -> Label:
+def check_label(label: Label, image_hw: tuple[int, int] | None, *, source: str) -> Label:
     """Check that a dense label is of its image's size and holds at least one value.
 
     Args:
         label: What to check.
-        image_hw: Height and width of the image.
+        image_hw: Height and width of the image, None where they are not known.
         source: File and place that the label comes from, for the message.
 
     Returns:
@@ -183,7 +181,7 @@ def check_label(label: Label, image_hw: tuple[int, int], *, source: str) -> Labe
         values, valid = decode_label(label)
     except BadImageError as error:
         raise BadImageError(f"{source}: {error}") from error
-    if values.shape != image_hw:
+    if image_hw is not None and values.shape != image_hw:
         raise BadImageError(
             f"{source} is {values.shape[0]}x{values.shape[1]} but its image is "
             f"{image_hw[0]}x{image_hw[1]}; a {label.kind} label must be of its image's size."
