@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.common import json_option, print_json
 from cli.tables import table
 
+if TYPE_CHECKING:
+    from featstore.catalogue import BackboneEntry
+
 
 @click.command()
 @json_option
 def backbones(as_json: bool) -> None:
     """List the backbones that have a short name; any timm name with its tag works too.
+
+    stride: input pixels a cell of the last tap's grid; size: default input size in pixels.
 
     \b
     Example:
@@ -24,22 +30,24 @@ def backbones(as_json: bool) -> None:
     from featstore.catalogue import CATALOGUE
 
     if as_json:
-        print_json({"backbones": list(CATALOGUE.values())})
+        listed = [{**asdict(e), "default_size": e.default_size} for e in CATALOGUE.values()]
+        print_json({"backbones": listed})
         return
-    columns = ["name", "timm name", "taps", "width", "patch", "prefix", "native px", "licence"]
+    columns = ["name", "timm name", "taps", "width", "stride", "prefix", "size", "licence", "note"]
     click.echo(table(columns, [_backbone_row(entry) for entry in CATALOGUE.values()]))
 
 
-def _backbone_row(entry: Any) -> list[Any]:
+def _backbone_row(entry: BackboneEntry) -> list[Any]:
     return [
         entry.name,
         entry.timm_name,
         f"{entry.depth} {entry.unit}s",
         entry.width,
-        entry.patch,
+        entry.stride,
         entry.n_prefix,
-        entry.native_size,
+        entry.default_size,
         entry.licence,
+        entry.note,
     ]
 
 
@@ -63,4 +71,4 @@ def datasets(as_json: bool) -> None:
 
 
 def _first_line(factory: Any) -> str:
-    return (factory.__doc__ or "").strip().partition("\n")[0]
+    return (factory.__doc__ or "").strip().partition("\n")[0].replace("``", "")

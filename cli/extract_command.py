@@ -29,11 +29,18 @@ if TYPE_CHECKING:
 RESUME = "What was committed is safe; run the same command again to go on from there."
 
 
+def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from featstore.catalogue import CATALOGUE
+
+    return [name for name in CATALOGUE if name.startswith(incomplete)]
+
+
 @click.command()
 @click.option(
     "--backbone",
     default=None,
     metavar="NAME",
+    shell_complete=_complete_backbone,
     help="See `featstore backbones`; any timm name with its tag works too.",
 )
 @click.option(
