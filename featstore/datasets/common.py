@@ -99,8 +99,8 @@ def parse_size(text: str, *, name: str) -> tuple[int, int]:
     Raises:
         InvalidInputError: It is neither.
     """
-    height, _, width = text.partition("x")
-    if not height.isdecimal() or not (width or height).isdecimal():
+    height, sign, width = text.partition("x")
+    if not height.isdecimal() or (sign and not width.isdecimal()):
         raise invalid(name, text, "N or HxW, whole numbers")
     return (int(height), int(width or height))
 
