@@ -146,10 +146,9 @@ class _MaskedAttention(torch.autograd.Function):
     """The two passes of `masked_attention`; weights are recomputed, so only inputs are kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        attended = value.new_empty(*value.shape[:3], query.shape[1])
+    def forward(ctx: Any, *tensors: Any) -> Tensor:
+        query, key, value, mask, bias = tensors
+        attended: Tensor = value.new_empty(*value.shape[:3], query.shape[1])
         for part, (weights, _) in _parts(query, key, mask, bias):
             torch.bmm(value[part].flatten(0, 1), weights.mT, out=attended[part].flatten(0, 1))
         ctx.save_for_backward(query, key, value, mask, bias, attended)
@@ -162,7 +161,7 @@ class _MaskedAttention(torch.autograd.Function):
         grad = grad.contiguous()
         total_bhq1 = (grad * attended).sum(dim=2).unsqueeze(3)  # sum over tokens of slope * weight
         grad_query, grad_mask = torch.zeros_like(query), torch.zeros_like(mask)
-        grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
+        grad_key, grad_value = key.new_empty(key.shape), value.new_empty(value.shape)
         for part, (weights, slope) in _parts(query, key, mask, bias):
             outer = grad[part].flatten(0, 1)
             torch.bmm(outer, weights, out=grad_value[part].flatten(0, 1))
@@ -184,7 +183,7 @@ def _parts(
     a processor a slice is one image, because its scores fit the cache; a GPU takes what fills it.
     """
     batch, heads = key.shape[:2]
-    size = 1 if mask.device.type == "cpu" else _images_at_once(mask, batch)
+    size = _images_at_once(mask, batch)
     spare, weights = mask.new_empty(2, size * heads, *mask.shape[1:])
     repeated_query, repeated_mask = _repeat(query, size), _repeat(mask, size)
     for start in range(0, batch, size):
@@ -200,6 +199,8 @@ def _parts(
 
 
 def _images_at_once(mask: Tensor, batch: int) -> int:
+    if mask.device.type == "cpu":
+        return 1
     return max(1, min(batch, _GPU_BUFFER_BYTES // (mask.numel() * mask.element_size())))
 
 

@@ -160,12 +160,34 @@ def test_gradients_with_padded_tokens_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda q, k, v, m: masked_attention(q, k, v, m, bias), inputs)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_gradients_do_not_depend_on_how_the_inputs_lie_in_memory(monkeypatch, at_once):
+    monkeypatch.setattr("heads.blocks._images_at_once", lambda mask, batch: at_once)
+    torch.manual_seed(0)
+    query, mask = torch.randn(2, 5, 3), torch.randn(2, 5, 6)
+    key, value = torch.randn(3, 2, 3, 6), torch.randn(3, 2, 4, 6)
+
+    def gradients(relay):
+        inputs = [relay(tensor).requires_grad_() for tensor in (query, key, value, mask)]
+        masked_attention(*inputs, None).square().sum().backward()
+        return [tensor.grad for tensor in inputs]
+
+    def turned(tensor):
+        order = list(range(tensor.ndim))[::-1]
+        return tensor.permute(order).contiguous().permute(order)
+
+    for ours, expected in zip(gradients(turned), gradients(torch.clone), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_the_batched_walk_of_a_gpu_gives_the_numbers_of_the_walk_by_image(monkeypatch):
     head, tokens = make_head(queries=4), make_tokens(batch=5)
     target = torch.randn(5, 1, 32, 32)
     alone = _run(head, lambda: head([tokens]), target)
-    monkeypatch.setattr("heads.blocks._images_at_once", lambda mask, batch: 2)
+    sizes = []
+    monkeypatch.setattr("heads.blocks._images_at_once", lambda mask, batch: sizes.append(2) or 2)
     together = _run(head, lambda: head([tokens]), target)
+    assert sizes == [2, 2]  # forward and backward
     torch.testing.assert_close(together[0], alone[0])
     for name, gradient in alone[1].items():
         torch.testing.assert_close(together[1][name], gradient)
