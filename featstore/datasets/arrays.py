@@ -86,7 +86,8 @@ class ArrayFile:
         if isinstance(part, np.ndarray):
             return np.array(part)
         # NumPy has no bfloat16; float32 holds every value of it.
-        return np.array(part.float() if part.is_floating_point() else part)
+        wide = part.detach().float() if part.is_floating_point() else part
+        return np.array(wide.numpy())
 
     @property
     def _is_hdf5(self) -> bool:
