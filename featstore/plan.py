@@ -61,7 +61,10 @@ class ExtractPlan:
             raise invalid(
                 "plan", unknown, "made of the fields of format 1", hint="Update featstore."
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        fixed: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
+        return cls(**fixed)
 
     def differences(self, other: ExtractPlan) -> dict[str, tuple[Any, Any]]:
         """List the fields that differ as name -> (own value, other's value)."""

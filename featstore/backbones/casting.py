@@ -50,7 +50,7 @@ def start_copy(tensor: torch.Tensor, dtype: str) -> Callable[[], HostArray]:
     pinned_numbers = torch.empty(statistics.shape, dtype=torch.float32, pin_memory=True)
     pinned.copy_(cast, non_blocking=True)
     pinned_numbers.copy_(statistics, non_blocking=True)
-    done = torch.cuda.Event()
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
 
     def wait() -> HostArray:

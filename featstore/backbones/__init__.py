@@ -1,0 +1,324 @@
+"""timm behind one contract: load, fingerprint, and run a frozen backbone to its taps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from featstore.backbones.loading import LoadedModel, load_model
+from featstore.backbones.weights import state_arrays
+from featstore.catalogue import find
+from featstore.errors import InvalidInputError, invalid
+from featstore.hashing import tensors_hash
+from featstore.taps import base_tap, default_taps, parse_tap, resolve_taps
+from featstore.types import TapShape
+
+__all__ = [
+    "Backbone",
+    "FinalNormWeights",
+    "load_backbone",
+    "load_from_identity",
+    "padded_size",
+    "resolve_device",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinalNormWeights:
+    """The final norm as plain numbers."""
+
+    kind: str  # "layer_norm" or "rms_norm"
+    eps: float
+    weight: np.ndarray  # (dim,) float32
+    bias: np.ndarray | None
+
+
+class Backbone:
+    """A frozen backbone that turns uint8 images into taps; made by `load_backbone`."""
+
+    def __init__(self, loaded: LoadedModel, *, device: str, taps: Sequence[str] | None) -> None:
+        model: Any = loaded.model.requires_grad_(False)
+        levels = [(int(one["num_chs"]), int(one["reduction"])) for one in model.feature_info]
+        self.name = loaded.name
+        self.architecture = loaded.architecture
+        self.tag = loaded.tag
+        self.weights_source = loaded.source
+        self.licence = loaded.licence
+        self.input_hw = loaded.input_hw
+        self.device = device
+        self.unit = "block" if len(set(levels)) == 1 and len(levels) > 1 else "stage"
+        self.depth = len(levels)
+        self.width, self.stride = levels[-1]
+        self.n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+        self.mean = tuple(float(value) for value in loaded.config.mean)
+        self.std = tuple(float(value) for value in loaded.config.std)
+        self.interpolation = str(loaded.config.interpolation)
+        native = tuple(loaded.config.input_size[1:])
+        self.position_grid = _position_rule(model, native, self.input_hw)
+        # The whole model is hashed: which taps are asked for must not change the key.
+        self.weights_sha256 = tensors_hash(state_arrays(model))
+        self._norm = _final_norm(model) if self.unit == "block" else None
+        wanted = default_taps(unit=self.unit, depth=self.depth) if taps is None else taps
+        if taps is None and self._norm is None:
+            wanted = tuple(tap for tap in wanted if tap != "norm")
+        self.taps = resolve_taps(wanted, unit=self.unit, depth=self.depth, n_prefix=self.n_prefix)
+        if self._norm is None and any(base_tap(tap) == "norm" for tap in self.taps):
+            raise invalid("tap", "norm", f"one that {self.architecture} has; it has no final norm")
+        self._indices = self._needed_indices()
+        model.prune_intermediate_layers(self._indices, prune_norm=False)
+        self.model = model.to(device)
+        if self._norm is not None:
+            self._norm = self._norm.to(device)
+        self._mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        self.tap_shapes = self._dry_shapes()
+
+    def _needed_indices(self) -> list[int]:
+        numbers = {parse_tap(tap).index for tap in self.taps}
+        return sorted({self.depth - 1 if number is None else number for number in numbers})
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"norm": False, "intermediates_only": True}
+        if self.unit == "block" and self.n_prefix:
+            options["return_prefix_tokens"] = True
+        options["output_fmt"] = "NCHW"
+        return options
+
+    @torch.inference_mode()
+    def forward(self, images_bhwc: np.ndarray) -> dict[str, torch.Tensor]:
+        """Run one batch.
+
+        Args:
+            images_bhwc: (batch, height, width, 3) uint8 RGB of `input_hw`.
+
+        Returns:
+            Float32 tensors on the device: "TAP" (batch, tokens, dim), row-major over the grid,
+            or (batch, dim) for a pooled tap; "TAP/prefix" (batch, prefix tokens, dim).
+        """
+        pixels = torch.from_numpy(images_bhwc)
+        if self.device.startswith("cuda"):
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        else:
+            pixels = pixels.to(self.device)
+        images = pixels.permute(0, 3, 1, 2).contiguous().float()
+        images = images.div_(255).sub_(self._mean).div_(self._std)
+        outputs = self.model.forward_intermediates(images, indices=self._indices, **self._options)
+        return self._collect(dict(zip(self._indices, outputs, strict=True)))
+
+    def _collect(self, outputs: Mapping[int, Any]) -> dict[str, torch.Tensor]:
+        """Turn timm's maps into the taps asked for."""
+        dense: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        for tap in sorted({base_tap(tap) for tap in self.taps}):
+            index = parse_tap(tap).index
+            output = outputs[self.depth - 1 if index is None else index]
+            spatial, prefix = output if isinstance(output, tuple) else (output, None)
+            patch = spatial.flatten(2).transpose(1, 2)
+            if index is None and self._norm is not None:
+                patch = self._norm(patch)
+                prefix = None if prefix is None else self._norm(prefix)
+            dense[tap] = (patch.contiguous(), prefix)
+        collected: dict[str, torch.Tensor] = {}
+        for tap in self.taps:
+            patch, prefix = dense[base_tap(tap)]
+            if tap.endswith(".cls") and prefix is not None:
+                collected[tap] = prefix[:, 0].contiguous()
+            elif tap.endswith(".mean"):
+                collected[tap] = patch.mean(dim=1)
+            else:
+                collected[tap] = patch
+                if prefix is not None:
+                    collected[f"{tap}/prefix"] = prefix.contiguous()
+        return collected
+
+    def _dry_shapes(self) -> dict[str, TapShape]:
+        """Run one black image: the grid is read off, the operations are counted."""
+        zeros = np.zeros((1, *self.input_hw, 3), np.uint8)
+        counter = FlopCounterMode(display=False)
+        with torch.inference_mode(), counter:
+            pixels = torch.from_numpy(zeros).to(self.device).permute(0, 3, 1, 2).float()
+            outputs = self.model.forward_intermediates(
+                pixels, indices=self._indices, **self._options
+            )
+            collected = self._collect(dict(zip(self._indices, outputs, strict=True)))
+        self.flops_per_image = float(counter.get_total_flops())
+        grids = {}
+        for number, output in zip(self._indices, outputs, strict=True):
+            spatial = output[0] if isinstance(output, tuple) else output
+            grids[number] = (int(spatial.shape[-2]), int(spatial.shape[-1]))
+        shapes = {}
+        for tap in self.taps:
+            index = parse_tap(tap).index
+            grid = grids[self.depth - 1 if index is None else index]
+            is_pooled = collected[tap].ndim == 2
+            prefix = collected.get(f"{tap}/prefix")
+            shapes[tap] = TapShape(
+                tap=tap,
+                dim=int(collected[tap].shape[-1]),
+                grid=None if is_pooled else grid,
+                n_prefix=0 if prefix is None else int(prefix.shape[1]),
+            )
+        return shapes
+
+    @property
+    def final_norm(self) -> FinalNormWeights | None:
+        """The final norm's numbers, or None where there is none (or a kind without a name here)."""
+        norm = self._norm
+        if norm is None:
+            return None
+        name = type(norm).__name__.lower()
+        kind = "rms_norm" if "rms" in name else "layer_norm" if "layernorm" in name else None
+        if kind is None:
+            return None
+        bias = getattr(norm, "bias", None)
+        return FinalNormWeights(
+            kind=kind,
+            eps=float(norm.eps),
+            weight=norm.weight.detach().float().cpu().numpy(),
+            bias=None if bias is None else bias.detach().float().cpu().numpy(),
+        )
+
+    @property
+    def library_versions(self) -> dict[str, str]:
+        """Versions of what computes the numbers: provenance, not part of any key."""
+        return {name: version(name) for name in ("torch", "timm", "numpy", "pillow")}
+
+    def identity(self) -> dict[str, Any]:
+        """Give what tells this backbone from others, as JSON; see `load_from_identity`."""
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "tag": self.tag,
+            "weights_sha256": self.weights_sha256,
+            "licence": self.licence,
+            "unit": self.unit,
+            "depth": self.depth,
+            "width": self.width,
+            "stride": self.stride,
+            "n_prefix": self.n_prefix,
+            "prefix_order": ["cls", *["register"] * (self.n_prefix - 1)] if self.n_prefix else [],
+            "input_hw": list(self.input_hw),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "position_grid": self.position_grid,
+        }
+
+
+def _position_rule(model: Any, native: tuple[int, ...], hw: tuple[int, int]) -> str:
+    """Name the rule by which timm brought position embeddings to this size."""
+    if getattr(model, "rope", None) is not None:
+        return "rope"
+    if getattr(model, "pos_embed", None) is None:
+        return "none"
+    return "native" if native == hw else "timm bicubic antialias"
+
+
+def _final_norm(model: Any) -> Any:
+    """Give the backbone's final norm: `norm`, or `fc_norm` where `norm` does nothing."""
+    for name in ("norm", "fc_norm"):
+        norm = getattr(model, name, None)
+        if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
+            return norm
+    return None
+
+
+def resolve_device(device: str) -> str:
+    """Turn "auto" into the best device here, and check any other.
+
+    Raises:
+        InvalidInputError: The device does not exist here.
+    """
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
+    kind, _, number = device.partition(":")
+    n_devices = torch.cuda.device_count() if kind == "cuda" else 1
+    if not has.get(kind, False) or (number and not (number.isdigit() and int(number) < n_devices)):
+        here = ", ".join(kind for kind, is_here in has.items() if is_here)
+        raise invalid("device", device, f"one of this machine's: {here}", hint="Or auto.")
+    return device
+
+
+def padded_size(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Round an image size up to whole patches of a backbone, as `--resize pad` needs."""
+    from featstore.backbones.loading import stride_of
+
+    entry = find(name)
+    stride = entry.stride if entry is not None else stride_of(None, None, name.partition(".")[0])
+    height, width = (-(-side // stride) * stride for side in image_size)
+    return height, width
+
+
+def load_backbone(
+    name: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    taps: Sequence[str] | None = None,
+) -> Backbone:
+    """Load a frozen backbone, blocks after the last tap dropped.
+
+    Args:
+        name: Name of the catalogue, timm name with its tag, ``hf-hub:...`` or ``local-dir:...``.
+        image_size: Height and width in pixels, multiples of the patch; None: about 224.
+        weights: File, "random[:SEED]", or None for the published weights.
+        device: "auto", "cpu", "cuda[:N]" or "mps".
+        taps: Taps; None: four blocks and the final norm, or all stages.
+
+    Raises:
+        NotFoundError: Unknown name, or weights that are not at hand.
+        InvalidInputError: A size, a tap, a device or weights that do not fit.
+    """
+    chosen = resolve_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return Backbone(
+        load_model(name, image_size=image_size, weights=weights), device=chosen, taps=taps
+    )
+
+
+def load_from_identity(
+    identity: Mapping[str, Any],
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    taps: Sequence[str] | None = None,
+) -> Backbone:
+    """Load the very backbone that a feature set was made with.
+
+    Raises:
+        InvalidInputError: The weights at hand are others, or a file is needed and not given.
+    """
+    tag = str(identity["tag"])
+    if tag.startswith("random"):
+        weights = tag
+    elif tag == "file" and weights is None:
+        raise InvalidInputError(
+            f"The backbone {identity['name']} came from a weights file. Name it: --weights FILE."
+        )
+    height, width = identity["input_hw"]
+    backbone = load_backbone(
+        str(identity["name"]),
+        image_size=(height, width),
+        weights=weights,
+        device=device,
+        taps=taps,
+    )
+    if backbone.weights_sha256 != identity["weights_sha256"]:
+        raise InvalidInputError(
+            f"The weights at hand hash to {backbone.weights_sha256[:12]}, and the features were "
+            f"made with {str(identity['weights_sha256'])[:12]}. Name the right file: "
+            "--weights FILE."
+        )
+    return backbone
