@@ -193,7 +193,7 @@ class _Maker:
             options["img_size"] = self.hw
         return timm.create_model(architecture or self.architecture, **options)
 
-    def _done(self, model: nn.Module, tag: str, source: str) -> LoadedModel:
+    def _done(self, model: Any, tag: str, source: str) -> LoadedModel:
         return LoadedModel(
             name=self.name,
             model=model.eval(),
