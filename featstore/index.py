@@ -1,0 +1,267 @@
+"""The index: a DuckDB file derived from the store's files, for SQL. Safe to delete.
+
+The files are the truth. What is new, changed or gone among them is folded into a copy of the
+index, which then takes its place: readers keep the snapshot they opened, and no process ever
+holds the index open for writing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from featstore.errors import ConflictError, InvalidInputError, StorageError
+from featstore.files import PARTIAL, exclusive, fsync_path
+from featstore.hashing import short_key
+from featstore.sql.fold import Fold, Vanished
+from featstore.sql.guard import check_query, check_where, sentence
+from featstore.sql.scan import Files, scan, settled_scan
+from featstore.store import StoreFolder, open_folder
+
+_SCHEMA = (Path(__file__).parent / "sql" / "schema.sql").read_text()
+_VERSION = short_key(_SCHEMA)
+_LOCK_WAIT_S = 600.0
+_ATTEMPTS = 10  # at a list of files of which none is removed before it is read
+_SETTINGS = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+}
+_DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
+_SAMPLES_ORDER = 'order by feature_set, "row", item, split'
+
+_elsewhere_path: Path | None = None
+_elsewhere_pid = 0
+_elsewhere_lock = threading.Lock()
+
+
+def refresh(store_path: str | Path) -> Path:
+    """Bring the index up to date; cheap if it is.
+
+    Returns:
+        Path of an index that holds what the files say now. It lies outside a store that cannot
+        be written, and is deleted when this process ends.
+
+    Raises:
+        NotFoundError: There is no store.
+        FormatError: One of the store's files is damaged.
+    """
+    store = open_folder(Path(store_path))
+    if _folded(store.index_path) == scan(store):
+        return store.index_path
+    return _update(store, is_fresh=False)
+
+
+def rebuild(store_path: str | Path) -> Path:
+    """Make the index anew from the files; see `refresh`."""
+    return _update(open_folder(Path(store_path)), is_fresh=True)
+
+
+def connect(store_path: str | Path) -> duckdb.DuckDBPyConnection:
+    """Open the index, up to date, for reading; the caller closes it."""
+    return _attach(refresh(store_path), is_locked=True)
+
+
+def query(
+    store_path: str | Path,
+    sql: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = 60.0,
+) -> pa.Table:
+    """Answer one read-only SQL statement over the index.
+
+    Args:
+        store_path: Store.
+        sql: One select, with, describe, summarize, show or explain statement.
+        params: Values of its ``$name`` parameters.
+        timeout_s: How long it may take.
+
+    Raises:
+        InvalidInputError: The statement is not one of these, or DuckDB refuses it.
+    """
+    con = connect(store_path)
+    try:
+        check_query(con, sql)
+        return _answer(con, sql, params, timeout_s)
+    finally:
+        con.close()
+
+
+def samples(
+    store_path: str | Path, where: str | None = None, feature_set: str | None = None
+) -> pa.Table:
+    """List committed rows joined with their items, ordered by row, item and split.
+
+    Args:
+        store_path: Store.
+        where: One boolean SQL expression over the columns of `samples`.
+        feature_set: Key; None lists those of every feature set, set by set.
+
+    Raises:
+        InvalidInputError: `where` is something else.
+    """
+    con = connect(store_path)
+    try:
+        conditions, params = [], {}
+        if feature_set is not None:
+            conditions.append("feature_set = $feature_set")
+            params["feature_set"] = feature_set
+        if where is not None:
+            check_where(con, where)
+            conditions.append(f"({where}\n)")
+        condition = " and ".join(conditions) or "true"
+        sql = f"select * from samples where {condition} {_SAMPLES_ORDER}"
+        return _answer(con, sql, params, 600.0)
+    finally:
+        con.close()
+
+
+def _answer(
+    con: duckdb.DuckDBPyConnection, sql: str, params: Mapping[str, Any] | None, timeout_s: float
+) -> pa.Table:
+    timer = threading.Timer(timeout_s, con.interrupt)
+    timer.start()
+    try:
+        return con.sql(sql, params=dict(params) if params else None).to_arrow_table()
+    except duckdb.InterruptException as error:
+        raise InvalidInputError(
+            f"The query took longer than {timeout_s:g} s and was stopped. Ask for less, or allow "
+            "more time."
+        ) from error
+    except duckdb.Error as error:
+        raise InvalidInputError(sentence(error)) from error
+    finally:
+        timer.cancel()
+
+
+def _attach(path: Path, *, is_locked: bool) -> duckdb.DuckDBPyConnection:
+    """Open an index file.
+
+    It is attached to a database in memory: opened by name, DuckDB would give the connections of
+    one process the file that the first of them found there, though it was replaced since.
+    """
+    con = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": tempfile.gettempdir()})
+    try:
+        mode = ", read_only" if is_locked else ""
+        name = str(path.absolute()).replace("'", "''")
+        con.execute(f"attach '{name}' as store (type duckdb{mode})")
+        con.execute("use store")
+        if is_locked:
+            con.execute("set enable_external_access = false")
+            con.execute("set lock_configuration = true")
+    except BaseException:
+        con.close()
+        raise
+    return con
+
+
+def _folded(path: Path) -> Files | None:
+    """Give the files that an index holds, or None where it is missing, damaged or outdated."""
+    if not path.is_file():
+        return None
+    try:
+        con = _attach(path, is_locked=True)
+        try:
+            if con.execute("select schema from about").fetchall() != [(_VERSION,)]:
+                return None
+            lines = con.execute("select path, mtime_ns, size from folded").fetchall()
+        finally:
+            con.close()
+    except duckdb.Error:
+        return None
+    return {path: (mtime_ns, size) for path, mtime_ns, size in lines}
+
+
+def _update(store: StoreFolder, *, is_fresh: bool) -> Path:
+    if store.is_writable:
+        try:
+            lock = store.locks_path / "index.lock"
+            return _update_at(store, store.index_path, lock, is_fresh=is_fresh)
+        except OSError:  # the disk refused: full, or read-only in part
+            pass
+    folder = _elsewhere() / short_key(str(store.path.resolve()))
+    folder.mkdir(exist_ok=True)
+    path = folder / "index.duckdb"
+    if not is_fresh and not path.exists() and _folded(store.index_path) is not None:
+        shutil.copyfile(store.index_path, path)
+    return _update_at(store, path, folder / "index.lock", is_fresh=is_fresh)
+
+
+def _elsewhere() -> Path:
+    """Give this process's own folder for the indexes of stores that it cannot write."""
+    global _elsewhere_path, _elsewhere_pid
+    with _elsewhere_lock:
+        if _elsewhere_path is None or _elsewhere_pid != os.getpid():
+            _elsewhere_path = Path(tempfile.mkdtemp(prefix="featstore-index-"))
+            _elsewhere_pid = os.getpid()
+            atexit.register(_remove, _elsewhere_path, _elsewhere_pid)
+        return _elsewhere_path
+
+
+def _remove(path: Path, pid: int) -> None:
+    if os.getpid() == pid:  # not in a forked child
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _update_at(store: StoreFolder, path: Path, lock: Path, *, is_fresh: bool) -> Path:
+    with exclusive(lock, purpose="refreshing the index", timeout_s=_LOCK_WAIT_S):
+        for left in path.parent.glob(f"{path.name}.*{PARTIAL}*"):
+            left.unlink(missing_ok=True)
+        for _ in range(_ATTEMPTS):
+            found = settled_scan(store)
+            folded = None if is_fresh else _folded(path)
+            if folded == found:
+                return path
+            try:
+                _replace(store, path, found, folded)
+            except Vanished:
+                continue
+            return path
+    raise ConflictError(f"The files of {store.path} change all the time. Run this again later.")
+
+
+def _replace(store: StoreFolder, path: Path, found: Files, folded: Files | None) -> None:
+    """Fold into a copy and put it in the index's place."""
+    copy = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        if folded is not None:
+            try:
+                shutil.copyfile(path, copy)
+                _write(store, copy, found, folded)
+            except (duckdb.Error, FileNotFoundError):  # damaged inside: made anew below
+                folded = None
+        if folded is None:
+            copy.unlink(missing_ok=True)
+            _write(store, copy, found, None)
+        fsync_path(copy)
+        copy.replace(path)
+        fsync_path(path.parent)
+    except duckdb.Error as error:
+        raise StorageError(f"Could not write {path}: {sentence(error)}") from error
+    finally:
+        copy.unlink(missing_ok=True)
+        copy.with_name(f"{copy.name}.wal").unlink(missing_ok=True)
+
+
+def _write(store: StoreFolder, copy: Path, found: Files, folded: Files | None) -> None:
+    con = _attach(copy, is_locked=False)
+    try:
+        if folded is None:
+            con.execute(_SCHEMA)
+            con.execute("insert into about values ($version)", {"version": _VERSION})
+        con.execute("begin")
+        Fold(con, store, found, folded or {}).run()
+        con.execute("commit")
+        con.execute("checkpoint")
+    finally:
+        con.close()

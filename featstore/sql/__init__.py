@@ -1,0 +1,1 @@
+"""The index's inside: its tables, how files are folded into them, what ad-hoc SQL may do."""
