@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.common import json_option, print_json, resumable, say
 from cli.progress import ProgressLine
 from cli.tables import duration, interval, table
+
+if TYPE_CHECKING:
+    from featstore.types import Reader
+    from heads.train import RunReport
 
 DATA = "rooms:n=250,seed=0"
 BACKBONE = "efficientnet_lite0"
@@ -48,9 +52,12 @@ def demo(out_path: Path, data: str, steps: int, as_json: bool) -> None:
     start = time.monotonic()
     store_path = out_path / "features.zarr"
     with resumable(RESUME):
+        from featstore.datasets import open_dataset
+
+        reader = open_dataset(data)  # one for both, so that no picture is made twice
         runs = {
-            "random weights": _train(store_path, data, steps, weights="random"),
-            "pretrained weights": _train(store_path, data, steps, weights=None),
+            "random weights": _train(store_path, reader, steps, weights="random"),
+            "pretrained weights": _train(store_path, reader, steps, weights=None),
         }
         results = {"train mean": _train_mean(store_path, runs["pretrained weights"])}
     results |= {name: _rmse_of(run) for name, run in runs.items()}
@@ -65,15 +72,15 @@ def demo(out_path: Path, data: str, steps: int, as_json: bool) -> None:
     click.echo(f"\nDone in {duration(seconds)}. Pictures: {pictures}")
 
 
-def _train(store_path: Path, data: str, steps: int, *, weights: str | None) -> Any:
+def _train(store_path: Path, reader: Reader, steps: int, *, weights: str | None) -> RunReport:
     """Extract with the given weights (None: the pretrained ones) and train the depth head."""
     from featstore.extract import extract
     from heads.train import train
 
-    say(f"Features of {data} from {BACKBONE}, {weights or 'pretrained'} weights")
+    say(f"Features of {reader.spec} from {BACKBONE}, {weights or 'pretrained'} weights")
     with ProgressLine() as progress:
         report = extract(
-            store_path, backbone=BACKBONE, data=[data], weights=weights, progress=progress
+            store_path, backbone=BACKBONE, data=[reader], weights=weights, progress=progress
         )
         say(f"Depth head on these features, {steps} steps")
         return train(
@@ -86,7 +93,7 @@ def _train(store_path: Path, data: str, steps: int, *, weights: str | None) -> A
         )
 
 
-def _train_mean(store_path: Path, run: Any) -> tuple[float, float | None, float | None]:
+def _train_mean(store_path: Path, run: RunReport) -> tuple[float, float | None, float | None]:
     from heads.reference import measure_train_mean
 
     metrics = measure_train_mean(run.run_id, store=store_path)
@@ -94,6 +101,6 @@ def _train_mean(store_path: Path, run: Any) -> tuple[float, float | None, float 
     return rmse.value, rmse.low, rmse.high
 
 
-def _rmse_of(run: Any) -> tuple[float, float | None, float | None]:
+def _rmse_of(run: RunReport) -> tuple[float, float | None, float | None]:
     low, high = run.intervals["rmse"] or (None, None)
     return run.metrics["rmse"], low, high

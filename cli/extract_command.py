@@ -179,10 +179,11 @@ def _arguments(**options: Any) -> dict[str, Any]:
     names = ("splits", "views", "device", "batch_size", "limit", "seed", "on_bad_image")
     run_options = {name: options.pop(name) for name in names}
     taps = [tap for text in options.pop("taps") for tap in text.split(",")]
+    targets = not options.pop("no_targets")
     return {
         **options,
         "taps": taps or None,
-        "options": RunOptions(**run_options, targets=not options.pop("no_targets")),
+        "options": RunOptions(**run_options, targets=targets),
     }
 
 

@@ -40,6 +40,8 @@ def cell(value: Any) -> str:
         return number(value)
     if isinstance(value, list | tuple | set):
         return ", ".join(cell(each) for each in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell(each)}" for name, each in value.items())
     return str(value)
 
 

@@ -66,11 +66,12 @@ def test_a_metric_carries_its_interval():
 
 
 def test_cells():
-    assert [cell(value) for value in (None, 1.0, 0.123456, (1, 2), "x", math.nan)] == [
+    assert [cell(value) for value in (None, 1.0, 0.123456, (1, 2), {"a": 1}, "x", math.nan)] == [
         "-",
         "1",
         "0.1235",
         "1, 2",
+        "a 1",
         "x",
         "nan",
     ]
