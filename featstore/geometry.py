@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from featstore.errors import invalid
+from featstore.errors import BadImageError, invalid
 from featstore.plan import check_resize
 from featstore.types import Box, Placement
 
@@ -42,8 +42,8 @@ def place(
         view: "plain" or "hflip".
 
     Raises:
-        InvalidInputError: The rule or view is unknown, a size is not positive, or `crop` lies
-            outside of the image.
+        InvalidInputError: The rule or view is unknown, or a size is not positive.
+        BadImageError: `crop` lies outside of the image.
     """
     check_resize(resize)
     if view not in VIEWS:
@@ -68,8 +68,10 @@ def _clip_box(crop: Box | None, source_hw: tuple[int, int]) -> Box:
     x0, y0 = max(float(crop[0]), 0.0), max(float(crop[1]), 0.0)
     x1, y1 = min(float(crop[2]), float(width)), min(float(crop[3]), float(height))
     if not (x1 > x0 and y1 > y0):
-        expected = f"a box (x0, y0, x1, y1) that overlaps the {height}x{width} image"
-        raise invalid("crop", tuple(crop), expected)
+        raise BadImageError(
+            f"`crop` must be a box (x0, y0, x1, y1) that overlaps the {height}x{width} image. "
+            f"Got {tuple(crop)}."
+        )
     return (x0, y0, x1, y1)
 
 

@@ -153,7 +153,6 @@ def _hit_cylinder(half: Vector, start: Arrays3, along: Arrays3) -> np.ndarray:
     lid = (lid_y - start[1]) / along[1]
     lid_x, lid_z = start[0] + lid * along[0], start[2] + lid * along[2]
     is_lid = (lid > _NEAR) & (lid_x * lid_x + lid_z * lid_z <= square)
-    is_lid &= np.abs(start[1]) > half[1]
     return np.minimum(np.where(is_side, side, _FAR), np.where(is_lid, lid, _FAR))
 
 

@@ -120,11 +120,11 @@ def test_a_flip_mirrors_what_a_plain_view_shows(placement, output_hw, seed):
     np.testing.assert_allclose(means, means_mirrored[:, ::-1], rtol=1e-4, atol=1e-4)
 
 
-@given(placements(SMALL), SMALL, st.integers(0, 99))
-def test_an_invalid_pixel_never_bleeds(placement, output_hw, seed):
+@given(placements(SMALL), SMALL, st.integers(0, 99), st.sampled_from([np.nan, np.inf, 1e6]))
+def test_an_invalid_pixel_never_bleeds(placement, output_hw, seed, junk):
     generator = np.random.default_rng(seed)
     valid = generator.random(placement.source_hw) < 0.6
-    values = np.where(valid, generator.uniform(2, 3, placement.source_hw), np.nan)
+    values = np.where(valid, generator.uniform(2, 3, placement.source_hw), junk)
     means, has_mean = resize_masked(values, valid, placement, output_hw)
     assert np.isfinite(means).all()
     assert ((means[has_mean] > 2 - 1e-5) & (means[has_mean] < 3 + 1e-5)).all()

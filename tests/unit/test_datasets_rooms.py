@@ -1,17 +1,18 @@
 import hashlib
-import tracemalloc
 
 import numpy as np
 import pytest
 
 from featstore.datasets import open_dataset
 from featstore.datasets.furnish import build_camera, build_scene
-from featstore.datasets.raycast import N_PLANES, cast
+from featstore.datasets.raycast import N_PLANES, _window, cast
 from featstore.datasets.scenes import CLASSES, Camera, Dice
+from featstore.datasets.shading import shade
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.images import decode, decode_label
 
 HW = (48, 64)
+WHOLE = (slice(0, 48), slice(0, 64))
 
 
 def view(seed, number, index=0):
@@ -193,12 +194,30 @@ def test_rendered_pictures_are_kept_up_to_a_bound(monkeypatch):
     assert reader.read_image(item) is reader.read_image(item)
     monkeypatch.setattr("featstore.datasets.rooms._CACHE_BYTES", 30_000)
     images = [reader.read_image(item) for item in reader.items()]
-    tracemalloc.start()
-    for _ in range(2):
-        assert [reader.read_image(item) for item in reader.items()] == images
-    kept, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert kept < 200_000
+    again = [reader.read_image(item) for item in reader.items()[-3:]]
+    assert all(new is old for new, old in zip(again, images[-3:], strict=True))
+    assert reader.read_image(item) == images[0]
+    assert reader.read_image(item) is not images[0]
+
+
+def test_short_cuts_change_no_pixel(monkeypatch):
+    """Solids are looked for only where they can be; looking everywhere must find the same."""
+    near = [
+        (scene, camera)
+        for number in range(20)
+        for scene, camera, _ in [view(4, number)]
+        if any(_window(solid, camera, HW) == WHOLE for solid in scene.solids)
+    ]
+    assert len(near) > 3
+    quick = [cast(scene, camera, HW) for scene, camera in near]
+    pictures = [shade(*pair, hits) for pair, hits in zip(near, quick, strict=True)]
+    monkeypatch.setattr("featstore.datasets.raycast._window", lambda *_: WHOLE)
+    monkeypatch.setattr("featstore.datasets.shading._is_within", lambda *_: True)
+    for (scene, camera), hits, picture in zip(near, quick, pictures, strict=True):
+        slow = cast(scene, camera, HW)
+        np.testing.assert_array_equal(slow.depth, hits.depth)
+        np.testing.assert_array_equal(slow.thing, hits.thing)
+        np.testing.assert_array_equal(shade(scene, camera, slow), picture)
 
 
 @pytest.mark.parametrize("options", ["n=1", "n=0", "n=x", "n=-3", "seed=-1", "size=8x8", "size=a"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from featstore.errors import InvalidInputError
+from featstore.errors import BadImageError, InvalidInputError
 from featstore.geometry import place, resize_masked, sample_nearest, to_source_map
 
 
@@ -24,7 +24,7 @@ def test_a_crop_box_that_hangs_over_is_cut_to_the_image():
 
 
 def test_a_crop_box_outside_of_the_image_is_refused():
-    with pytest.raises(InvalidInputError, match="overlaps the 10x20 image"):
+    with pytest.raises(BadImageError, match="overlaps the 10x20 image"):
         placed((10, 20), (8, 8), crop=(25, 0, 30, 5))
 
 
