@@ -153,7 +153,7 @@ def store_of(run: Run, store: str | Path | None) -> Path:
 def _pairs_to_measure(
     run: Run, store: Store, features: FeatureSet, task: Task, split: str, data: str | None
 ) -> tuple[Sequence[Pair], LabelSource]:
-    own_data = run.record["labels"]["data"]
+    own_data, taps, kind = run.record["labels"]["data"], run.record["taps"], task.label_kind
     if data is None and split in (TRAIN, VAL, TEST):
         pairs = pairs_from_table(pq.read_table(run.path / PAIRS), split)
         if not pairs:
@@ -161,9 +161,9 @@ def _pairs_to_measure(
                 f"Run {run.run_id} has no {split} part. Choose another --split."
             )
         if own_data is None:
-            return pairs, StoredLabels(store, task.label_kind)
-        return pairs, labelled_pairs(store, features, kind=task.label_kind, data=own_data)[0]
-    return select_split(store, features, kind=task.label_kind, split=split, data=data or own_data)
+            return pairs, StoredLabels(store, kind)
+        return pairs, labelled_pairs(store, features, taps=taps, kind=kind, data=own_data)[0]
+    return select_split(store, features, taps=taps, kind=kind, split=split, data=data or own_data)
 
 
 def measure_pairs(

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
 
 TRAIN, VAL, TEST = "train", "val", "test"
+_ROWS_WITH_TAPS = """
+select "row"
+from ledger
+where feature_set = $feature_set and list_contains($taps, tap) and status = 'ok'
+group by "row"
+having count(distinct tap) = len($taps)
+order by "row"
+"""
 _BLOCKS_HELD_OUT = 3  # blocks of one video that make up the validation part
 _SHARED_NAMED = 3  # images named in a message
 
@@ -99,6 +107,7 @@ def select(
     store: Store,
     features: FeatureSet,
     *,
+    taps: Sequence[str],
     kind: str,
     split: str = TRAIN,
     val_fraction: float = 0.1,
@@ -113,6 +122,7 @@ def select(
     Args:
         store: Store.
         features: Feature set whose rows are used.
+        taps: Taps that a row must have, all of them.
         kind: Kind of label that the task learns from.
         split: Split to train on.
         val_fraction: Part of `split` to hold out, from 0 (nothing) to below 1.
@@ -127,7 +137,7 @@ def select(
         raise invalid("val_fraction", val_fraction, "from 0 to below 1")
     if split == TEST:
         raise invalid("split", split, "a split to train on; test is what the head is measured on")
-    labels, by_split = labelled_pairs(store, features, kind=kind, data=data)
+    labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
     train = _required(by_split, split, kind)
     test = _plain(by_split.get(TEST, ()))
     train, val, validation = _hold_out(train, by_split, split, val_fraction, seed)
@@ -142,29 +152,39 @@ def select(
 
 
 def select_split(
-    store: Store, features: FeatureSet, *, kind: str, split: str, data: str | None = None
+    store: Store,
+    features: FeatureSet,
+    *,
+    taps: Sequence[str],
+    kind: str,
+    split: str,
+    data: str | None = None,
 ) -> tuple[tuple[Pair, ...], LabelSource]:
     """Choose the pairs of one split, in one view each, to measure a head on them.
 
     Raises:
         InvalidInputError: The split is empty or nothing in it has such labels.
     """
-    labels, by_split = labelled_pairs(store, features, kind=kind, data=data)
+    labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
     return _plain(_required(by_split, split, kind)), labels
 
 
 def labelled_pairs(
-    store: Store, features: FeatureSet, *, kind: str, data: str | None
+    store: Store, features: FeatureSet, *, taps: Sequence[str], kind: str, data: str | None
 ) -> tuple[LabelSource, dict[str, list[Pair]]]:
-    """List the pairs that have a label, by split, ordered by row and item.
+    """List the pairs that have all taps and a label, by split, ordered by row and item.
 
     Raises:
-        InvalidInputError: The feature set has no rows, or none of them has such a label.
+        InvalidInputError: The feature set has no rows, or none of them has taps and label.
     """
+    chosen = {"feature_set": features.key, "taps": list(taps)}
+    has_taps = set(store.sql(_ROWS_WITH_TAPS, chosen)["row"].to_pylist())
     lines = store.samples(feature_set=features.key).to_pylist()
+    lines = [line for line in lines if line["row"] in has_taps]
     if not lines:
         raise InvalidInputError(
-            f"Feature set {features.key} has no committed rows. Run `featstore extract` first."
+            f"Feature set {features.key} has no committed rows of {', '.join(taps)}. "
+            "Run `featstore extract` first."
         )
     if data is not None:
         labels, lines = reader_labels(data, lines, kind=kind)
@@ -216,21 +236,22 @@ def _hold_out(
         return train, val, {"how": "split", "split": VAL, "images": len(val)}
     if val_fraction == 0:
         return train, (), {"how": "none", "images": 0}
+    if len({(pair.dataset, pair.path) for pair in train}) < 2:
+        hint = "Use --val-fraction 0."
+        raise invalid("split", split, "of at least two images, one to hold out", hint=hint)
     sizes = Counter(pair.group for pair in train)
     if len(sizes) > 1:
         chosen = _choose_groups(sizes, val_fraction, seed)
         is_held = [pair.group in chosen for pair in train]
         how: dict[str, Any] = {"how": "groups", "groups": len(chosen), "of_groups": len(sizes)}
     else:
-        images = _choose_blocks(sorted({pair.path for pair in train}), val_fraction, seed)
+        paths = sorted({pair.path for pair in train})
+        blocks = _choose_blocks(paths, val_fraction, seed)
+        images = {path for block in blocks for path in block}
         is_held = [pair.path in images for pair in train]
-        how = {"how": "blocks", "blocks": _BLOCKS_HELD_OUT, "of_groups": 1}
+        how = {"how": "blocks", "blocks": len(blocks), "of_groups": 1}
     val = _plain(pair for pair, held in zip(train, is_held, strict=True) if held)
     kept = tuple(pair for pair, held in zip(train, is_held, strict=True) if not held)
-    if not kept:
-        raise invalid(
-            "split", split, "of at least two images, one to hold out", hint="Use --val-fraction 0."
-        )
     return kept, val, {**how, "fraction": val_fraction, "seed": seed, "images": len(val)}
 
 
@@ -242,20 +263,21 @@ def _choose_groups(sizes: Mapping[str, int], fraction: float, seed: int) -> set[
     chosen: set[str] = set()
     count = 0
     for name in order:
-        if count < fraction * total and count + sizes[name] <= 1.5 * fraction * total:
+        is_too_much = count + sizes[name] > min(1.5 * fraction * total, total - 1)
+        if count < fraction * total and not is_too_much:
             chosen.add(name)
             count += sizes[name]
     # Where every group alone is more than was asked for, the smallest costs least.
     return chosen or {min(order, key=lambda name: sizes[name])}
 
 
-def _choose_blocks(paths: Sequence[str], fraction: float, seed: int) -> set[str]:
+def _choose_blocks(paths: Sequence[str], fraction: float, seed: int) -> list[Sequence[str]]:
     """Choose contiguous blocks of the sorted paths, so that few neighbouring frames are parted."""
     n_blocks = max(2, min(len(paths), round(_BLOCKS_HELD_OUT / fraction)))
-    blocks = np.array_split(np.asarray(paths, dtype=object), n_blocks)
+    edges = [len(paths) * block // n_blocks for block in range(n_blocks + 1)]
     n_chosen = max(1, min(n_blocks - 1, round(fraction * n_blocks)))
     chosen = np.random.default_rng(seed).permutation(n_blocks)[:n_chosen]
-    return {str(path) for block in chosen for path in blocks[block]}
+    return [paths[edges[block] : edges[block + 1]] for block in chosen]
 
 
 def _validation_messages(validation: Mapping[str, Any]) -> list[str]:

@@ -141,7 +141,7 @@ def make_setup(
     features = store.feature_set(request.feature_set, backbone=request.backbone)
     shapes = choose_taps(store, features, HEADS[head_name], request.taps)
     task = TASKS[task_name](**options["task"])
-    selection, labels = _select(store, features, task, request, resumed_path)
+    selection, labels = _select(store, features, shapes, task, request, resumed_path)
     head = build_head(head_name, taps=shapes, n_outputs=task.n_outputs, options=options["head"])
     shift_output_biases(head, task.settings.output_bias)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
@@ -162,9 +162,12 @@ def make_setup(
     selection = _without_bad_labels(selection, targets)
     recipe = _recipe(request, task, selection, LoopOptions(**options["loop"]))
     record = {
-        **_chosen(store, features, model, head_name, task_name, options),
+        "head": head_name,
+        "task": task_name,
+        **_chosen(store, features, model),
         **_counted(selection, labels, recipe, head),
         "tap_norm": request.tap_norm,
+        "options": {**options, "train": _train_options(request, recipe)},
         "device": str(device),
         "command": request.to_json(),
         "versions": versions(),
@@ -258,12 +261,19 @@ def _apply_norm(
 
 
 def _select(
-    store: Store, features: FeatureSet, task: Task, request: Request, resumed_path: Path | None
+    store: Store,
+    features: FeatureSet,
+    shapes: Sequence[TapShape],
+    task: Task,
+    request: Request,
+    resumed_path: Path | None,
 ) -> tuple[Selection, LabelSource]:
+    taps = [shape.tap for shape in shapes]
     if resumed_path is None:
         return select(
             store,
             features,
+            taps=taps,
             kind=task.label_kind,
             split=request.split,
             val_fraction=request.val_fraction,
@@ -274,7 +284,9 @@ def _select(
     train, val, test = (pairs_from_table(table, part) for part in (TRAIN, VAL, TEST))
     labels: LabelSource = StoredLabels(store, task.label_kind)
     if request.data is not None:
-        labels, _ = labelled_pairs(store, features, kind=task.label_kind, data=request.data)
+        labels, _ = labelled_pairs(
+            store, features, taps=taps, kind=task.label_kind, data=request.data
+        )
     return Selection(train=train, val=val, test=test, validation={}), labels
 
 
@@ -305,19 +317,23 @@ def _recipe(request: Request, task: Task, selection: Selection, loop: LoopOption
     )
 
 
-def _chosen(
-    store: Store,
-    features: FeatureSet,
-    model: Model,
-    head: str,
-    task: str,
-    options: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
+def _train_options(request: Request, recipe: Recipe) -> dict[str, Any]:
+    """Give what sweeps compare, one level deep: the index lists it as params train.NAME."""
+    return {
+        "lr": recipe.lr,
+        "batch_size": recipe.batch_size,
+        "weight_decay": recipe.weight_decay,
+        "steps": recipe.steps,
+        "seed": recipe.seed,
+        "split": request.split,
+        "val_fraction": request.val_fraction,
+        "tap_norm": request.tap_norm,
+    }
+
+
+def _chosen(store: Store, features: FeatureSet, model: Model) -> dict[str, Any]:
     plan = features.plan
     return {
-        "head": head,
-        "task": task,
-        "options": {owner: dict(chosen) for owner, chosen in options.items()},
         "store": str(store.path.resolve()),
         "feature_sets": [features.key],
         "feature_set_names": [features.name],
