@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def sql(
     from featstore.index import query as ask
 
     if query == "-":
-        query = click.get_text_stream("stdin").read()
+        query = sys.stdin.read()
     with resumable("Nothing was changed."):
         bound = {name: _value(text) for name, text in params}
         found = ask(store_path, query, bound or None, timeout_s=timeout_s)

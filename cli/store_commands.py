@@ -33,6 +33,8 @@ left join ledger using (feature_set, tap)
 group by all
 order by feature_set, tap
 """
+_SET_COLUMNS = ("feature_set", "name", "backbone", "dtype", "is_foreign", "shard_rows")
+_TAP_COLUMNS = ("tap", "dim", "grid_h", "grid_w", "n_prefix", "n_rows", "n_rejected")
 
 
 @click.command()
@@ -134,11 +136,9 @@ def _feature_sets(store_path: Path) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for line in query(store_path, _TAPS).to_pylist():
         key = line["feature_set"]
-        names = ("feature_set", "name", "backbone", "dtype", "is_foreign", "shard_rows")
-        entry = found.setdefault(key, {**{name: line[name] for name in names}, "taps": []})
+        entry = found.setdefault(key, {**{name: line[name] for name in _SET_COLUMNS}, "taps": []})
         if line["tap"] is not None:
-            names = ("tap", "dim", "grid_h", "grid_w", "n_prefix", "n_rows", "n_rejected")
-            entry["taps"].append({name: line[name] for name in names})
+            entry["taps"].append({name: line[name] for name in _TAP_COLUMNS})
     for key, entry in found.items():
         entry["taps"].sort(key=_tap_order)
         entry["rows"] = max((tap["n_rows"] for tap in entry["taps"]), default=0)
