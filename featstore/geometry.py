@@ -50,7 +50,7 @@ def place(
         raise invalid("view", view, f"one of {', '.join(VIEWS)}")
     if min(*source_hw, *input_hw) < 1:
         raise invalid("source_hw, input_hw", (source_hw, input_hw), "positive sizes")
-    box = _clip_box(crop, source_hw)
+    box = clip_box(crop, source_hw)
     dst = (0, 0, input_hw[1], input_hw[0])
     if resize == "crop":
         box = _covering_box(box, input_hw)
@@ -61,7 +61,12 @@ def place(
     )
 
 
-def _clip_box(crop: Box | None, source_hw: tuple[int, int]) -> Box:
+def clip_box(crop: Box | None, source_hw: tuple[int, int]) -> Box:
+    """Cut a box at the image's border; None gives the whole image.
+
+    Raises:
+        BadImageError: Nothing of the box lies on the image.
+    """
     height, width = source_hw
     if crop is None:
         return (0.0, 0.0, float(width), float(height))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.files import write_json, write_parquet
+from featstore.geometry import clip_box
 from featstore.hashing import canonical_json, image_key, short_key
 from featstore.images import probe
 from featstore.store import StoreFolder, crop_text
@@ -92,6 +93,7 @@ def _find(reader: Reader, item: Item) -> FoundItem | str:
             height, width = reader.image_hw(item) or (0, 0)
         else:
             height, width = probe(data)
+            clip_box(item.crop, (height, width))  # a box beside the image is a bad image
     except (BadImageError, OSError) as error:
         return str(error)
     return FoundItem(

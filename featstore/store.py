@@ -80,7 +80,7 @@ def write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
 
 def crop_text(crop: Box | None) -> str:
     """Write a crop as it stands in the tables: "x0,y0,x1,y1", empty for the whole image."""
-    return "" if crop is None else ",".join(f"{value:g}" for value in crop)
+    return "" if crop is None else ",".join(f"{value:.12g}" for value in crop)
 
 
 def parse_crop(text: str) -> Box | None:

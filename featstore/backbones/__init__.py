@@ -75,7 +75,9 @@ class Backbone:
             raise invalid("tap", "norm", f"one that {self.architecture} has; it has no final norm")
         self._indices = self._needed_indices()
         model.prune_intermediate_layers(self._indices, prune_norm=False)
-        self.model = model.to(device)
+        # Convolutions run faster, and tokens come out in their stored order without a copy.
+        self._memory = torch.channels_last if self.unit == "stage" else torch.contiguous_format
+        self.model = model.to(device, memory_format=self._memory)
         if self._norm is not None:
             self._norm = self._norm.to(device)
         self._mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
@@ -110,7 +112,7 @@ class Backbone:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         else:
             pixels = pixels.to(self.device)
-        images = pixels.permute(0, 3, 1, 2).contiguous().float()
+        images = pixels.permute(0, 3, 1, 2).contiguous(memory_format=self._memory).float()
         images = images.div_(255).sub_(self._mean).div_(self._std)
         outputs = self.model.forward_intermediates(images, indices=self._indices, **self._options)
         return self._collect(dict(zip(self._indices, outputs, strict=True)))

@@ -25,20 +25,20 @@ from featstore.datasets.common import (
     parse_whole,
 )
 from featstore.datasets.furnish import build_camera, build_scene
-from featstore.datasets.raycast import N_PLANES, Hits, cast
-from featstore.datasets.scenes import CLASSES, Camera, Scene
+from featstore.datasets.raycast import N_PLANES, cast
+from featstore.datasets.scenes import CLASSES, Camera
 from featstore.datasets.shading import shade
 from featstore.errors import invalid, not_found
 from featstore.types import Item, Label
 
 VIEWS_PER_SCENE = 5
 KINDS = ("depth", "classes", "instances")
-_CACHE_BYTES = 64 * 2**20
+_CACHE_BYTES = 256 * 2**20
 _SIDES = (16, 4096)
 
 
 class RoomsReader:
-    """Renders each picture when it is asked for; the last ones are kept, up to 64 MiB."""
+    """Renders a picture with its labels when first asked; the last ones are kept, up to 256 MiB."""
 
     format = "rooms.v1"
     licence = "CC0-1.0"
@@ -55,7 +55,7 @@ class RoomsReader:
         self._size = size
         self._places = _places(n_images)
         self._by_path = {self._path(*place): place for place in self._places}
-        self._pictures: OrderedDict[str, bytes] = OrderedDict()
+        self._pictures: OrderedDict[str, dict[str, bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._scene = lru_cache(maxsize=64)(lambda number: build_scene(self._seed, number))
 
@@ -76,41 +76,46 @@ class RoomsReader:
         return items
 
     def read_image(self, item: Item) -> bytes:
-        """Render one picture: the bytes of an .npy file, (H, W, 3) uint8."""
-        with self._lock:
-            known = self._pictures.get(item.path)
-        if known is not None:
-            return known
-        number, view = self._place(item)
-        scene, camera, hits = self._cast(number, view)
-        data = npy_bytes(shade(scene, camera, hits))
-        with self._lock:
-            self._pictures[item.path] = data
-            while len(self._pictures) * len(data) > _CACHE_BYTES:
-                self._pictures.popitem(last=False)
-        return data
+        """Give one picture: the bytes of an .npy file, (H, W, 3) uint8."""
+        return self._picture(item)["image"]
 
     def read_label(self, item: Item, kind: str) -> Label:
         """Give depth in metres, or the class (see CLASSES) or instance of each pixel, 0 = room."""
         if kind not in KINDS:
             raise not_found("label kind", kind, KINDS)
-        scene, _, hits = self._cast(*self._place(item))
-        if kind == "depth":
-            return Label(kind=kind, encoding="npy", data=npy_bytes(hits.depth), source="exact")
+        return Label(kind=kind, encoding="npy", data=self._picture(item)[kind], source="exact")
+
+    def _picture(self, item: Item) -> dict[str, bytes]:
+        """Render a picture and its labels, which one casting of rays gives together."""
+        with self._lock:
+            known = self._pictures.get(item.path)
+        if known is not None:
+            return known
+        picture = self._render(*self._place(item))
+        n_bytes = sum(len(data) for data in picture.values())
+        with self._lock:
+            self._pictures[item.path] = picture
+            while len(self._pictures) * n_bytes > _CACHE_BYTES:
+                self._pictures.popitem(last=False)
+        return picture
+
+    def _render(self, number: int, view: int) -> dict[str, bytes]:
+        scene, _ = self._scene(number)
+        camera = self._camera(number, view)
+        hits = cast(scene, camera, self._size)
         surfaces = [*range(N_PLANES), *(solid.surface for solid in scene.solids)]
         classes = [scene.surfaces[surface].class_id for surface in surfaces]
         instances = [0] * N_PLANES + [solid.instance for solid in scene.solids]
-        table = np.array(classes if kind == "classes" else instances, dtype=np.uint8)
-        return Label(kind=kind, encoding="npy", data=npy_bytes(table[hits.thing]), source="exact")
+        return {
+            "image": npy_bytes(shade(scene, camera, hits)),
+            "depth": npy_bytes(hits.depth),
+            "classes": npy_bytes(np.array(classes, np.uint8)[hits.thing]),
+            "instances": npy_bytes(np.array(instances, np.uint8)[hits.thing]),
+        }
 
     def class_names(self) -> tuple[str, ...]:
         """Name the numbers of the "classes" label."""
         return CLASSES
-
-    def _cast(self, number: int, view: int) -> tuple[Scene, Camera, Hits]:
-        scene, _ = self._scene(number)
-        camera = self._camera(number, view)
-        return scene, camera, cast(scene, camera, self._size)
 
     def _camera(self, number: int, view: int) -> Camera:
         scene, circles = self._scene(number)
