@@ -26,7 +26,7 @@ from heads.targets import checked_label, in_threads
 from heads.tasks import Task
 
 if TYPE_CHECKING:
-    from featstore.api import FeatureSet, Store
+    from featstore.api import FeatureSet
 
 _WINDOW = 32  # images measured at a time: their labels and predictions are in memory
 
@@ -106,7 +106,7 @@ def evaluate(
     model = load(found, device=device)
     opened = open_store(store_of(found, store))
     features = opened.feature_set(found.record["feature_sets"][0])
-    pairs, labels = _pairs_to_measure(found, opened, features, model.task, split, data)
+    pairs, labels = _pairs_to_measure(found, features, model.task, split, data)
     feed = Feed(features, model)
     result = measure_pairs(model, feed, pairs, labels, progress=progress)
     return EvaluationReport(
@@ -151,8 +151,9 @@ def store_of(run: Run, store: str | Path | None) -> Path:
 
 
 def _pairs_to_measure(
-    run: Run, store: Store, features: FeatureSet, task: Task, split: str, data: str | None
+    run: Run, features: FeatureSet, task: Task, split: str, data: str | None
 ) -> tuple[Sequence[Pair], LabelSource]:
+    store = features.store
     own_data, taps, kind = run.record["labels"]["data"], run.record["taps"], task.label_kind
     if data is None and split in (TRAIN, VAL, TEST):
         pairs = pairs_from_table(pq.read_table(run.path / PAIRS), split)

@@ -43,7 +43,9 @@ def draw_pictures(
     for pair, label in labelled(chosen, labels):
         index = places[pair.key]
         try:
-            png = _draw(model.task, pair, label, predictions[index], placements[pair.row], labels)
+            png = _draw(
+                model.task, pair, label, predictions[index], placements[pair.row], labels=labels
+            )
         except InvalidInputError:  # a bad label, which the evaluation has listed
             continue
         name = f"{PICTURES}/{index:02d}_{_file_name(pair.path)}.png"
@@ -78,6 +80,7 @@ def _draw(
     label: Label,
     prediction_chw: np.ndarray,
     placement: Placement,
+    *,
     labels: LabelSource,
 ) -> bytes:
     values, valid = checked_label(label, placement)

@@ -141,7 +141,7 @@ def make_setup(
     features = store.feature_set(request.feature_set, backbone=request.backbone)
     shapes = choose_taps(store, features, HEADS[head_name], request.taps)
     task = TASKS[task_name](**options["task"])
-    selection, labels = _select(store, features, shapes, task, request, resumed_path)
+    selection, labels = _select(features, shapes, task, request, resumed_path)
     head = build_head(head_name, taps=shapes, n_outputs=task.n_outputs, options=options["head"])
     shift_output_biases(head, task.settings.output_bias)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
@@ -261,14 +261,13 @@ def _apply_norm(
 
 
 def _select(
-    store: Store,
     features: FeatureSet,
     shapes: Sequence[TapShape],
     task: Task,
     request: Request,
     resumed_path: Path | None,
 ) -> tuple[Selection, LabelSource]:
-    taps = [shape.tap for shape in shapes]
+    store, taps = features.store, [shape.tap for shape in shapes]
     if resumed_path is None:
         return select(
             store,

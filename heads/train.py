@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -142,7 +143,7 @@ def _resumable(store: Store, resume: Run | str | Path, runs: str | Path | None) 
         run = folders.find_run(store.path, str(resume), runs=runs)
     if run.is_finished:
         raise InvalidInputError(f"Run {run.run_id} is finished; start a new one to train longer.")
-    if run.status == folders.RUNNING:
+    if folders.is_held(run.path):
         raise ConflictError(f"Run {run.run_id} is still training; stop it first.")
     return run
 
@@ -247,7 +248,7 @@ class _Training:
             )
             _write_metrics(path, split, result)
             pictures = draw_pictures(path, setup.model, setup.feed, pairs, setup.labels)
-        finished = _finished(record, setup, loop, seconds, split, result)
+        finished = _finished(record, setup, loop, seconds, result=result, split=split)
         folders.write_record(path, finished)
         self._refresh_index()
         return _report(path, finished, result, pictures)
@@ -271,10 +272,14 @@ def _restore(path: Path, loop: Loop) -> float:
     if not file.exists():
         return 0.0
     try:
+        with zipfile.ZipFile(file) as archive:
+            wrong = archive.testzip()  # checks the checksum of each part
+        if wrong is not None:
+            raise ValueError(wrong)
         state = torch.load(file, map_location="cpu", weights_only=True)
         loop.restore(state)
         return float(state["seconds"])
-    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, LookupError, ValueError, zipfile.BadZipFile, pickle.PickleError) as error:
         raise FormatError(
             f"{file} is damaged. Delete it to train this run from its first step."
         ) from error
@@ -303,8 +308,9 @@ def _finished(
     setup: Setup,
     loop: Loop,
     seconds: float,
-    split: str,
+    *,
     result: Evaluation | None,
+    split: str,
 ) -> dict[str, Any]:
     """Complete the record of a run."""
     done = {

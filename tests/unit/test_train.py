@@ -440,9 +440,21 @@ def test_a_resumed_run_keeps_its_recipe(store):
         heads.train(store, resume="@last", steps=50, lr=0.1, seed=0, val_fraction=0.1)
     with held(list_runs(store)[-1].path), pytest.raises(ConflictError, match="still training"):
         heads.train(store, resume="@last")
-    (list_runs(store)[-1].path / "checkpoint.pt").write_bytes(b"broken")
-    with pytest.raises(FormatError, match=r"checkpoint\.pt is damaged"):
-        heads.train(store, resume="@last", device="cpu")
+
+
+def test_a_damaged_checkpoint_is_named(store):
+    with pytest.raises(KeyboardInterrupt):
+        learn(store, progress=Stop(3))
+    path = list_runs(store)[-1].path / "checkpoint.pt"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"broken", b"", whole[:-50], bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"checkpoint\.pt is damaged"):
+            heads.train(store, resume="@last", device="cpu")
+    path.unlink()
+    assert same(weights(heads.train(store, resume="@last", device="cpu")), weights(learn(store)))
 
 
 def test_a_finished_run_is_not_resumed(store):
