@@ -1,0 +1,311 @@
+"""Rows of named arrays, each checked against the ledger, copied into the caller's buffers.
+
+A name is "TAP" (the patch tokens of a dense tap, or a pooled tap) or "TAP/prefix".
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featstore.arrays import open_array
+from featstore.codecs import decode
+from featstore.errors import FormatError, NotFoundError, invalid, not_found
+from featstore.ledger import read_ledger
+from featstore.shards import REPAIR, MappedShard, Recent, crc32c, find_layout
+from featstore.store import FeatureSetFolder
+
+MAX_OPEN_FILES = 256
+MAX_POOLED_BYTES = 32 * 2**20
+"""Kept of a pooled tap's chunks by one reader, so that a chunk is not checked again a row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayName:
+    """One array of a feature set, as the caller names it."""
+
+    name: str
+    tap: str
+    array: str  # "patch", "prefix" or "pooled"
+    item_shape: tuple[int, ...]
+
+
+def find_array(folder: FeatureSetFolder, name: str) -> ArrayName:
+    """Find the array that `name` means.
+
+    Raises:
+        NotFoundError: The feature set has no such tap, or the tap no prefix tokens.
+    """
+    taps = folder.taps
+    tap, _, part = name.partition("/")
+    known = [*taps, *(f"{key}/prefix" for key, shape in taps.items() if "prefix" in shape.arrays)]
+    if name not in known:
+        raise not_found(f"tap of feature set {folder.key}", name, known)
+    arrays = taps[tap].arrays
+    array = part or ("pooled" if "pooled" in arrays else "patch")
+    return ArrayName(name=name, tap=tap, array=array, item_shape=arrays[array])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerShard:
+    """What the ledger says of one shard of one tap, by slot."""
+
+    stamp: tuple[int, ...]  # of the file it was read from
+    reasons: tuple[str | None, ...]  # why a slot cannot be read; None where it can
+    crcs: dict[str, tuple[int | None, ...]]  # array -> checksum a slot
+
+
+class Ledgers:
+    """The ledgers and tombstones of one feature set, parsed once, read again when they change."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = FeatureSetFolder(path)
+        self._shards: dict[tuple[str, int], LedgerShard] = {}
+        self._removed: tuple[tuple[Any, ...], frozenset[int]] = ((), frozenset())
+        self._lock = threading.Lock()
+
+    def shard(self, tap: str, shard: int) -> LedgerShard:
+        """Give the parsed ledger of one shard of one tap.
+
+        Raises:
+            NotFoundError: It is not committed.
+            FormatError: It is damaged.
+        """
+        stamp = _stamp(self._folder.ledger_path(tap, shard))
+        found = self._shards.get((tap, shard))
+        if found is None or found.stamp != stamp:
+            found = self._parse(tap, shard, stamp)
+            self._shards[tap, shard] = found
+        return found
+
+    def removed_rows(self) -> frozenset[int]:
+        """Give the rows that were removed logically."""
+        paths = sorted((self._folder.path / "tombstones").glob("*.parquet"))
+        stamp = tuple((path.name, *_stamp(path)) for path in paths)
+        with self._lock:
+            if self._removed[0] != stamp:
+                self._removed = (stamp, frozenset(self._folder.removed_rows()))
+            return self._removed[1]
+
+    def _parse(self, tap: str, shard: int, stamp: tuple[int, ...]) -> LedgerShard:
+        folder = self._folder
+        table = read_ledger(folder, tap, shard)
+        n_rows, first = folder.layout.shard_rows, folder.layout.rows_of(shard).start
+        slots = [row - first for row in table["row"].to_pylist()]
+        if any(not 0 <= slot < n_rows for slot in slots):
+            path = folder.ledger_path(tap, shard)
+            raise FormatError(f"{path} lists rows of another shard. {REPAIR}")
+        reasons: list[str | None] = ["never assigned"] * n_rows
+        lines = zip(slots, table["status"].to_pylist(), table["reason"].to_pylist(), strict=True)
+        for slot, status, reason in lines:
+            reasons[slot] = None if status == "ok" else f"rejected: {reason}"
+        crcs: dict[str, tuple[int | None, ...]] = {}
+        for array in folder.taps[tap].arrays:
+            column: list[int | None] = [None] * n_rows
+            for slot, crc in zip(slots, table[f"{array}_crc32c"].to_pylist(), strict=True):
+                column[slot] = crc
+            crcs[array] = tuple(column)
+        return LedgerShard(stamp=stamp, reasons=tuple(reasons), crcs=crcs)
+
+
+_ledgers: weakref.WeakKeyDictionary[FeatureSetFolder, Ledgers] = weakref.WeakKeyDictionary()
+
+
+def ledgers_of(folder: FeatureSetFolder) -> Ledgers:
+    """Give the parsed ledgers of a feature set; they live as long as `folder` and hold no file."""
+    found = _ledgers.get(folder)
+    if found is None:
+        found = _ledgers.setdefault(folder, Ledgers(folder.path))
+    return found
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class RowReader:
+    """Reads rows of one array; its methods may be called from threads.
+
+    Use it in a ``with`` or call `close`; what is open also ends with the object.
+    """
+
+    def __init__(self, folder: FeatureSetFolder, name: str, *, as_float32: bool = False) -> None:
+        self.source = find_array(folder, name)
+        self.is_decoded = as_float32 and folder.dtype != "float32"
+        self.dtype = np.dtype(np.float32) if as_float32 else folder.store_dtype
+        self._folder = folder
+        self._ledgers = ledgers_of(folder)
+        self._layout = find_layout(folder, self.source.tap, self.source.array)
+        self._zarr_lock = threading.Lock()
+        self._zarr_array: Any = None
+        n_items = int(np.prod(self.source.item_shape))
+        self._row_bytes = n_items * folder.store_dtype.itemsize
+        chunk_bytes = self._row_bytes * folder.layout.shard_rows
+        self._files: Recent[int, tuple[MappedShard, LedgerShard]] = Recent(MAX_OPEN_FILES)
+        self._blocks: Recent[int, np.ndarray] = Recent(max(1, MAX_POOLED_BYTES // chunk_bytes))
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether rows come straight out of the shard files, not through zarr."""
+        return self._layout is not None
+
+    def close(self) -> None:
+        """Close the files; rows being read by other threads are finished."""
+        self._files.clear()
+        self._blocks.clear()
+
+    def empty(self, n_rows: int) -> np.ndarray:
+        """Make a buffer for `n_rows` rows."""
+        return np.empty((n_rows, *self.source.item_shape), self.dtype)
+
+    def check(self, rows: np.ndarray) -> None:
+        """Refuse rows that the ledger does not have, or that were removed.
+
+        Raises:
+            NotFoundError: The message names them.
+        """
+        layout, tap = self._folder.layout, self.source.tap
+        if len(rows) and int(rows.min()) < 0:
+            raise invalid("rows", int(rows.min()), "row numbers, 0 or more")
+        removed = self._ledgers.removed_rows()
+        wrong: dict[int, str] = {}
+        for shard, members in layout.split_by_shard(rows).items():
+            try:
+                reasons = self._ledgers.shard(tap, shard).reasons
+            except NotFoundError:
+                wrong.update(dict.fromkeys(members.tolist(), "not committed"))
+                continue
+            for row in members.tolist():
+                reason = "removed" if row in removed else reasons[layout.slot_of(row)]
+                if reason is not None:
+                    wrong[row] = reason
+        if wrong:
+            raise self._not_there(wrong)
+
+    def _not_there(self, wrong: dict[int, str]) -> NotFoundError:
+        row = min(wrong)
+        return NotFoundError(
+            f"{len(wrong)} of the rows are not stored for tap {self.source.tap} in feature set "
+            f"{self._folder.key}: {_listed(sorted(wrong))} (row {row}: {wrong[row]}). "
+            "Choose rows with `where`, or extract them."
+        )
+
+    def read_into(
+        self,
+        rows: np.ndarray,
+        out: np.ndarray,
+        is_stopped: Callable[[], bool] | None = None,
+    ) -> None:
+        """Copy rows into the first places of `out`, in their order; call `check` on them first.
+
+        Args:
+            rows: int64.
+            out: (at least len(rows), ...) contiguous, of `dtype`.
+            is_stopped: Asked between rows; the rest is left out once it says so.
+
+        Raises:
+            FormatError: Stored bytes are damaged or not those that the ledger names.
+        """
+        shard_rows = self._folder.layout.shard_rows
+        read_row = self._row_function()
+        shards, slots = np.divmod(rows, shard_rows)
+        flat = out if self.is_decoded else out.reshape(len(out), -1).view(np.uint8)
+        scratch = np.empty(self._row_bytes, np.uint8)
+        stored = scratch.view(self._folder.store_dtype).reshape(self.source.item_shape)
+        for place, (shard, slot) in enumerate(zip(shards.tolist(), slots.tolist(), strict=True)):
+            if is_stopped is not None and is_stopped():
+                return
+            if self.is_decoded:
+                read_row(shard, slot, scratch)
+                decode(stored, self._folder.dtype, out=flat[place])
+            else:
+                read_row(shard, slot, flat[place])
+
+    def _row_function(self) -> Callable[[int, int, np.ndarray], None]:
+        if self.source.array == "pooled":
+            return self._read_pooled
+        return self._read_row if self._layout is not None else self._read_zarr_row
+
+    def _open(self, shard: int) -> tuple[MappedShard, LedgerShard]:
+        assert self._layout is not None
+        source = self.source
+        path = self._folder.shard_file(source.tap, source.array, shard)
+        return MappedShard(path, self._layout), self._ledgers.shard(source.tap, shard)
+
+    def _read_row(self, shard: int, slot: int, out: np.ndarray) -> None:
+        try:
+            file, ledger = self._files.get(shard, self._open)
+            found = file.copy_chunk(slot, out)
+        except FormatError as error:
+            raise self._damaged(shard, [slot], str(error)) from error
+        if found != ledger.crcs[self.source.array][slot]:
+            raise self._damaged(shard, [slot], "It holds other bytes than were committed.")
+
+    def _read_zarr_row(self, shard: int, slot: int, out: np.ndarray) -> None:
+        row = self._folder.layout.rows_of(shard)[slot]
+        values = self._through_zarr(shard, row, row + 1)
+        out[:] = values.reshape(-1).view(np.uint8)
+        ledger = self._ledgers.shard(self.source.tap, shard)
+        if crc32c(out) != ledger.crcs[self.source.array][slot]:
+            raise self._damaged(shard, [slot], "It holds other bytes than were committed.")
+
+    def _read_pooled(self, shard: int, slot: int, out: np.ndarray) -> None:
+        out[:] = self._blocks.get(shard, self._pooled_block)[slot]
+
+    def _pooled_block(self, shard: int) -> np.ndarray:
+        """Read the chunk that the rows of a shard share: uint8 (shard_rows, row_bytes)."""
+        layout, ledger = self._folder.layout, self._ledgers.shard(self.source.tap, shard)
+        slots = [slot for slot, reason in enumerate(ledger.reasons) if reason is None]
+        if self._layout is None:
+            rows = layout.rows_of(shard)
+            values = self._through_zarr(shard, rows.start, rows.stop)
+            block = values.reshape(-1).view(np.uint8)
+            found = crc32c(block)
+        else:
+            block = np.empty(self._layout.chunk_bytes, np.uint8)
+            try:
+                file, _ = self._files.get(shard, self._open)
+                found = file.copy_chunk(0, block)
+            except FormatError as error:
+                raise self._damaged(shard, slots, str(error)) from error
+        if any(found != ledger.crcs["pooled"][slot] for slot in slots):
+            raise self._damaged(shard, slots, "It holds other bytes than were committed.")
+        return block.reshape(layout.shard_rows, -1)
+
+    def _through_zarr(self, shard: int, start: int, stop: int) -> np.ndarray:
+        try:
+            with self._zarr_lock:
+                if self._zarr_array is None:
+                    self._zarr_array = open_array(self._folder, self.source.tap, self.source.array)
+            values = self._zarr_array[start:stop]
+        # Whatever a codec raises on bytes that it cannot decode.
+        except Exception as error:
+            slots = [row - self._folder.layout.rows_of(shard).start for row in range(start, stop)]
+            raise self._damaged(shard, slots, f"Zarr could not read it ({error}).") from error
+        if values.shape != (stop - start, *self.source.item_shape):
+            raise self._damaged(shard, [0], "The array is shorter than its ledger.")
+        return np.ascontiguousarray(values, dtype=self._folder.store_dtype)
+
+    def _damaged(self, shard: int, slots: Sequence[int], problem: str) -> FormatError:
+        folder, source = self._folder, self.source
+        first = folder.layout.rows_of(shard).start
+        return FormatError(
+            f"{folder.shard_file(source.tap, source.array, shard)} is damaged at "
+            f"row {_listed([first + slot for slot in slots])} of tap {source.tap} in feature set "
+            f"{folder.key}. {problem.removesuffix(REPAIR).rstrip()} {REPAIR}"
+        )
+
+
+def _listed(rows: Sequence[int]) -> str:
+    shown = ", ".join(str(row) for row in rows[:10])
+    return f"{shown}, ..." if len(rows) > 10 else shown

@@ -1,0 +1,223 @@
+"""The bytes of a shard file: its index, its chunks, their checksums.
+
+A shard is a Zarr v3 `sharding_indexed` chunk: inner chunks (little-endian numbers, then their
+crc32c in 4 bytes), in any order, then the index: offset and size of each inner chunk as uint64,
+little-endian, then the index's own crc32c. An absent chunk has all ones for both.
+
+Files are mapped, not read: one copy takes a row from the page cache to where the caller wants it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import google_crc32c
+import numpy as np
+
+from featstore.errors import FormatError
+from featstore.store import FeatureSetFolder
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+ABSENT = 2**64 - 1
+CRC_BYTES = 4
+REPAIR = "Run `featstore verify --repair`."
+_PLAIN = [("bytes", {"endian": "little"}), ("crc32c", {})]
+_DATA_TYPES = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardLayout:
+    """What the shards of one array look like; `find_layout` gives it where it is understood."""
+
+    n_chunks: int  # a shard
+    chunk_bytes: int  # without the checksum
+
+
+def find_layout(folder: FeatureSetFolder, tap: str, array: str) -> ShardLayout | None:
+    """Parse an array's metadata; None where anything in it is not what this module reads.
+
+    Raises:
+        FormatError: The metadata is missing, does not parse, or is of another shape.
+    """
+    path = folder.array_path(tap, array) / "zarr.json"
+    shard_rows, item = folder.layout.shard_rows, folder.taps[tap].arrays[array]
+    try:
+        metadata = json.loads(path.read_text())
+        shape, data_type = metadata["shape"], metadata["data_type"]
+        is_ours = list(shape[1:]) == list(item) and data_type == _DATA_TYPES[folder.dtype]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(
+            f"{path} (tap {tap} of feature set {folder.key}) is missing or damaged. {REPAIR}"
+        ) from error
+    if not is_ours:
+        raise FormatError(
+            f"{path} describes {data_type} of shape {shape}, and feature set {folder.key} has "
+            f"{folder.dtype} of shape {list(item)} a row for tap {tap}. {REPAIR}"
+        )
+    chunk_rows = _chunk_rows(metadata, shard_rows, item)
+    is_fitting = chunk_rows == (shard_rows if array == "pooled" else 1)
+    if chunk_rows is None or not is_fitting:
+        return None
+    n_bytes = chunk_rows * int(np.prod(item)) * folder.store_dtype.itemsize
+    return ShardLayout(n_chunks=shard_rows // chunk_rows, chunk_bytes=n_bytes)
+
+
+def _chunk_rows(metadata: Any, shard_rows: int, item: tuple[int, ...]) -> int | None:
+    """Give the rows of an inner chunk, or None where the metadata asks for more than we do."""
+    try:
+        (sharding,) = metadata["codecs"]
+        grid, keys = metadata["chunk_grid"], metadata["chunk_key_encoding"]
+        inside = sharding["configuration"]
+        chunk_rows = int(inside["chunk_shape"][0])
+        is_known = (
+            metadata["zarr_format"] == 3
+            and metadata["node_type"] == "array"
+            and not metadata.get("storage_transformers")
+            and grid["name"] == "regular"
+            and list(grid["configuration"]["chunk_shape"]) == [shard_rows, *item]
+            and keys["name"] == "default"
+            and keys.get("configuration", {}).get("separator", "/") == "/"
+            and sharding["name"] == "sharding_indexed"
+            and list(inside["chunk_shape"][1:]) == list(item)
+            and _codecs(inside["codecs"]) == _PLAIN
+            and _codecs(inside["index_codecs"]) == _PLAIN
+            and inside.get("index_location", "end") == "end"
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
+    return chunk_rows if is_known else None
+
+
+def _codecs(codecs: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (codec, {}) if isinstance(codec, str) else (codec["name"], codec.get("configuration") or {})
+        for codec in codecs
+    ]
+
+
+def crc32c(flat: np.ndarray) -> int:
+    """Checksum a contiguous uint8 array."""
+    return int(google_crc32c.value(flat))
+
+
+def read_shard_index(path: Path, n_chunks: int) -> np.ndarray:
+    """Read the index of a shard file: uint64 (n_chunks, 2), offset and bytes of each chunk.
+
+    Raises:
+        FormatError: The file is missing or too short, or its index is damaged.
+    """
+    n_bytes = 16 * n_chunks + CRC_BYTES
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - n_bytes))
+            tail = np.frombuffer(file.read(n_bytes), np.uint8)
+    except OSError as error:
+        raise FormatError(
+            f"Shard file {path} cannot be read ({error.strerror}). {REPAIR}"
+        ) from error
+    return parse_shard_index(path, tail, n_chunks=n_chunks, size=size)
+
+
+def parse_shard_index(path: Path, tail: np.ndarray, *, n_chunks: int, size: int) -> np.ndarray:
+    """Check and parse the last bytes of a shard file of `size` bytes; see `read_shard_index`."""
+    n_bytes = 16 * n_chunks + CRC_BYTES
+    if size < n_bytes or len(tail) != n_bytes:
+        raise FormatError(f"Shard file {path} is truncated: {size} bytes. {REPAIR}")
+    if crc32c(tail[:-CRC_BYTES]) != int.from_bytes(tail[-CRC_BYTES:].tobytes(), "little"):
+        raise FormatError(f"The index of shard file {path} is damaged or truncated. {REPAIR}")
+    index = np.frombuffer(tail[:-CRC_BYTES].tobytes(), "<u8").reshape(n_chunks, 2)
+    is_there = ~(index == ABSENT).all(axis=1)
+    offsets, sizes = index[is_there, 0], index[is_there, 1]
+    end = np.uint64(size - n_bytes)
+    # Written so that no sum can pass 2**64.
+    if (offsets > end).any() or (sizes > end - np.minimum(offsets, end)).any():
+        raise FormatError(f"The index of shard file {path} points outside the file. {REPAIR}")
+    return index
+
+
+class MappedShard:
+    """One shard file, mapped, its index checked. The mapping ends when nobody refers to it."""
+
+    def __init__(self, path: Path, layout: ShardLayout) -> None:
+        self.path = path
+        self.chunk_bytes = layout.chunk_bytes
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise FormatError(
+                f"Shard file {path} cannot be read ({error.strerror}). {REPAIR}"
+            ) from error
+        except ValueError as error:  # an empty file cannot be mapped
+            raise FormatError(f"Shard file {path} is empty. {REPAIR}") from error
+        self.data = np.frombuffer(self._map, np.uint8)
+        self._size = self.data.size
+        tail = self.data[max(0, self._size - 16 * layout.n_chunks - CRC_BYTES) :]
+        index = parse_shard_index(path, tail, n_chunks=layout.n_chunks, size=self._size)
+        # Python numbers: a lookup a row must cost nothing.
+        self._places: list[tuple[int, int]] = list(map(tuple, index.tolist()))
+
+    def copy_chunk(self, chunk: int, out: np.ndarray) -> int:
+        """Copy one chunk and check it against its own checksum.
+
+        Args:
+            chunk: Number of the chunk in the shard.
+            out: uint8 (chunk_bytes,), contiguous.
+
+        Returns:
+            The crc32c of the bytes in `out`.
+
+        Raises:
+            FormatError: The chunk is absent, of another size, or damaged.
+        """
+        start, n_bytes = self._places[chunk]
+        end = start + self.chunk_bytes
+        if n_bytes != self.chunk_bytes + CRC_BYTES:
+            problem = "is missing" if start == n_bytes == ABSENT else f"has {n_bytes} bytes"
+            raise FormatError(f"Chunk {chunk} {problem} in shard file {self.path}.")
+        if self._map.size() != self._size:  # a read past the end would kill the process
+            raise FormatError(f"Shard file {self.path} changed its size while it was read.")
+        out[:] = self.data[start:end]
+        # While the bytes are in the processor's cache.
+        found = crc32c(out)
+        if found != int.from_bytes(self._map[end : end + CRC_BYTES], "little"):
+            raise FormatError(f"Chunk {chunk} of shard file {self.path} is damaged.")
+        return found
+
+
+class Recent(Generic[K, V]):
+    """The most recently used values by key, at most `limit`; safe to use from threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[K], V]) -> V:
+        """Give the value of `key`, made outside the lock where there is none."""
+        with self._lock:
+            found = self._values.get(key)
+            if found is not None:
+                self._values.move_to_end(key)
+                return found
+        made = make(key)
+        with self._lock:
+            self._values[key] = made
+            while len(self._values) > self._limit:
+                self._values.popitem(last=False)
+        return made
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._values.clear()
