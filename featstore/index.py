@@ -150,7 +150,9 @@ def _attach(path: Path, *, is_locked: bool) -> duckdb.DuckDBPyConnection:
     It is attached to a database in memory: opened by name, DuckDB would give the connections of
     one process the file that the first of them found there, though it was replaced since.
     """
-    con = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": tempfile.gettempdir()})
+    # DuckDB lets queries read whatever lies below its spill folder, so that one is its own.
+    spill = str(_elsewhere() / "spill")
+    con = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": spill})
     try:
         mode = ", read_only" if is_locked else ""
         name = str(path.absolute()).replace("'", "''")
