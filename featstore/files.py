@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from featstore.errors import ConflictError, StorageError
+from featstore.errors import ConflictError, FormatError, NotFoundError, StorageError
 
 PARTIAL = ".partial"
 """Ending of a file that is still being written; any such file is waste after a crash."""
@@ -70,9 +70,34 @@ def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = N
     """Write a Parquet file atomically; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table, sink, compression="zstd", store_schema=False, row_group_size=row_group_size
+        table,
+        sink,
+        compression="zstd",
+        store_schema=False,
+        row_group_size=row_group_size,
+        write_page_checksum=True,
     )
     write_bytes(path, memoryview(sink.getvalue()))
+
+
+def read_parquet(
+    path: Path, *, columns: Sequence[str] | None = None, filters: Any = None
+) -> pa.Table:
+    """Read a Parquet file, every page checked against its checksum.
+
+    Raises:
+        NotFoundError: There is no file.
+        FormatError: It is damaged.
+    """
+    try:
+        return pq.read_table(
+            path, columns=columns, filters=filters, page_checksum_verification=True
+        )
+    except FileNotFoundError:
+        raise NotFoundError(f"No file at {path}.") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"{path} is damaged ({reason}). Run `featstore verify`.") from error
 
 
 def remove_partials(folder: Path) -> int:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore.errors import BadImageError, InvalidInputError
-from featstore.files import write_json, write_parquet
+from featstore.files import read_parquet, write_json, write_parquet
 from featstore.geometry import clip_box
 from featstore.hashing import canonical_json, image_key, short_key
 from featstore.images import probe
@@ -182,4 +181,4 @@ def read_items(store: StoreFolder, dataset: str) -> pa.Table:
 
 def _generations(store: StoreFolder, dataset: str) -> Iterator[dict[str, Any]]:
     for path in sorted(store.items_path(dataset).glob("*.parquet")):
-        yield from pq.read_table(path).to_pylist()
+        yield from read_parquet(path).to_pylist()

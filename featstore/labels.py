@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore.errors import BadImageError, NotFoundError
-from featstore.files import write_parquet
+from featstore.files import read_parquet, write_parquet
 from featstore.hashing import image_key
 from featstore.images import decode, thumbnail
 from featstore.items import BadImage, FoundItem, item_id, read_dataset, read_items
@@ -133,7 +132,7 @@ def _paths(store: StoreFolder, dataset: str, kind: str) -> list[Path]:
 def _digests(store: StoreFolder, dataset: str, kind: str) -> dict[str, str]:
     digests: dict[str, str] = {}
     for path in _paths(store, dataset, kind):
-        table = pq.read_table(path, columns=["item", "digest"])
+        table = read_parquet(path, columns=["item", "digest"])
         digests.update(zip(table["item"].to_pylist(), table["digest"].to_pylist(), strict=True))
     return digests
 
@@ -166,7 +165,7 @@ def iterate_labels(
     for path in reversed(_paths(store, dataset, kind)):
         if not waiting:
             return
-        table = pq.read_table(path, filters=[("item", "in", sorted(waiting))])
+        table = read_parquet(path, filters=[("item", "in", sorted(waiting))])
         # Within one file an item stands once.
         for line in table.to_pylist():
             waiting.discard(line["item"])

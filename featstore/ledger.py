@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore.errors import FormatError, NotFoundError
-from featstore.files import write_parquet
+from featstore.files import read_parquet, write_parquet
 from featstore.store import FeatureSetFolder
 
 SCHEMA = pa.schema(
@@ -42,10 +41,10 @@ def read_ledger(folder: FeatureSetFolder, tap: str, shard: int) -> pa.Table:
     """
     path = folder.ledger_path(tap, shard)
     try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
+        table = read_parquet(path)
+    except NotFoundError:
         raise NotFoundError(f"Shard {shard} of {tap} in {folder.key} is not committed.") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except FormatError as error:
         raise damaged(path, folder, tap) from error
     if table.schema.names != SCHEMA.names:
         raise damaged(path, folder, tap)

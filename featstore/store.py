@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore.errors import FormatError, InvalidInputError, NotFoundError, invalid
-from featstore.files import write_json
+from featstore.files import read_parquet, write_json
 from featstore.layout import Layout
 from featstore.plan import FORMAT_VERSION, ExtractPlan
 from featstore.taps import tap_folder
@@ -164,12 +163,12 @@ class FeatureSetFolder:
         paths = self.assignment_paths()
         if not paths:
             return ASSIGNMENT_SCHEMA.empty_table()
-        return pa.concat_tables([pq.read_table(path) for path in paths]).sort_by("row")
+        return pa.concat_tables([read_parquet(path) for path in paths]).sort_by("row")
 
     def removed_rows(self) -> set[int]:
         """Rows that were removed logically."""
         paths = sorted((self.path / "tombstones").glob("*.parquet"))
-        return {row for path in paths for row in pq.read_table(path)["row"].to_pylist()}
+        return {row for path in paths for row in read_parquet(path)["row"].to_pylist()}
 
 
 def placement_from_row(row: Mapping[str, Any]) -> Placement:
