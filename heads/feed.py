@@ -89,11 +89,13 @@ class Feed:
             start=start,
             drop_last=True,
         )
-        for stored in stream:
-            rows = [int(row) for row in stored.rows]
-            pairs = [pairs_by_row[row][epoch % len(pairs_by_row[row])] for row in rows]
-            arrays = {name: stored[name] for name in self._model.array_names}
-            yield self._batch(pairs, self._inputs(arrays, rows), targets)
+        with iter(stream) as batches:
+            for stored in batches:
+                rows = [int(row) for row in stored.rows]
+                pairs = [pairs_by_row[row][epoch % len(pairs_by_row[row])] for row in rows]
+                # The arrays hold until the next batch is taken, when this one is learned.
+                arrays = {name: stored[name] for name in self._model.array_names}
+                yield self._batch(pairs, self._inputs(arrays, rows), targets)
 
     def _batch(self, pairs: Sequence[Pair], inputs: list[TapTokens], targets: Targets) -> Batch:
         found = targets.batch([pair.key for pair in pairs])

@@ -78,6 +78,8 @@ class Request:
         if self.steps is not None and self.epochs is not None:
             given = f"{self.steps} steps and {self.epochs} epochs"
             raise invalid("steps, epochs", given, "one of the two")
+        if self.seed < 0:
+            raise invalid("seed", self.seed, "0 or more")
         for name in ("steps", "epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

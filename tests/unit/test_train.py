@@ -421,6 +421,7 @@ def test_training_changes_nothing_but_runs_targets_and_index(store):
         ({"tap_norm": "batch"}, r"`tap_norm` must be one of final, none"),
         ({"epochs": 1}, r"one of the two"),
         ({"batch_size": 0}, r"`batch_size` must be at least 1"),
+        ({"seed": -1}, r"`seed` must be 0 or more"),
         ({"lr": 0.0}, r"`lr` must be a positive number"),
         ({"device": "gpu"}, r"auto, cpu, cuda"),
         ({"device": "mps"}, r"one that this machine has"),
