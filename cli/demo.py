@@ -38,7 +38,7 @@ RESUME = "Run it again: what was extracted is kept."
 )
 @json_option
 def demo(out_path: Path, data: str, steps: int, as_json: bool) -> None:
-    """Extract, train and compare: is a pretrained backbone worth it?
+    """Extract, train and compare, to see whether a pretrained backbone is worth it.
 
     Ray-casts rooms with exact depth, extracts features with an EfficientNet-Lite0 that is
     pretrained and with one that is not, trains the depth head on each, and prints the test error

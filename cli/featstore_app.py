@@ -6,12 +6,13 @@ from typing import NoReturn
 
 import click
 
+from cli.care_commands import gc, reindex, rm, verify
 from cli.catalogue_commands import backbones, datasets
 from cli.common import run_and_exit
 from cli.demo import demo
 from cli.extract_command import extract
 from cli.sql_command import sql
-from cli.store_commands import gc, info, ls, reindex, rm, verify
+from cli.store_commands import info, ls
 from featstore.version import __version__
 
 

@@ -1,4 +1,4 @@
-"""`featstore info`, `ls`, `reindex`, `gc` and `rm`: look into a store and keep it in order."""
+"""`featstore info` and `featstore ls`: what a store holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli.common import json_option, print_json, resumable, store_option
+from cli.common import json_option, print_json, store_option
 from cli.tables import count, facts, size, table
 
 _DATASETS = """
@@ -86,29 +86,6 @@ def ls(store_path: Path, as_json: bool) -> None:
         print_json({"feature_sets": found})
     else:
         click.echo(_feature_sets_table(found))
-
-
-@click.command()
-@store_option
-@json_option
-def reindex(store_path: Path, as_json: bool) -> None:
-    """Make the index anew from the store's files, which are the truth.
-
-    \b
-    Example:
-        featstore reindex
-    """
-    from featstore.index import query, rebuild
-
-    with resumable("The old index still stands; run it again."):
-        rebuild(store_path)
-    names = ("datasets", "items", "feature_sets", "rows", "runs")
-    counts = ", ".join(f"(select count(*) from {name}) as {name}" for name in names)
-    [found] = query(store_path, f"select {counts}").to_pylist()
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(f"Indexed {', '.join(f'{n:,} {name}' for name, n in found.items())}.")
 
 
 def _store_facts(store_path: Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ Public names, loaded when they are first used: `open`, `create`, `extract`, `Sto
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from featstore.version import __version__
@@ -26,6 +28,17 @@ _HOMES = {
 }
 
 __all__ = ["FeatureSet", "RunOptions", "Store", "__version__", "create", "extract", "open"]
+
+
+class _Package(ModuleType):
+    """Keeps `featstore.extract` the function: importing its file would put the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ DOORS = {
     "duckdb": ("featstore/index.py", "featstore/sql/"),
     "zarr": ("featstore/arrays.py",),
     "timm": ("featstore/backbones/",),
-    "dask": ("featstore/dask_runner.py",),
+    "dask": ("featstore/dask_runner.py", "featstore/stream.py"),
     "distributed": ("featstore/dask_runner.py",),
     "PIL": ("featstore/images.py", "heads/pictures.py"),
     "h5py": ("featstore/datasets/hdf5.py",),
