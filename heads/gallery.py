@@ -22,7 +22,6 @@ from heads.selection import Pair
 from heads.targets import checked_label
 from heads.tasks import Task
 
-N_PICTURES = 4
 UNITS = {"depth": "m"}
 """Units by kind of label: labels of these kinds are drawn as numbers, with a scale bar."""
 
@@ -30,17 +29,18 @@ UNITS = {"depth": "m"}
 def draw_pictures(
     path: Path, model: Model, feed: Feed, pairs: Sequence[Pair], labels: LabelSource
 ) -> list[str]:
-    """Draw a few pairs, evenly spread over `pairs`, into the run folder `path`.
+    """Draw pairs into the run folder `path`.
 
     Returns:
         The files, relative to `path`.
     """
-    chosen = evenly(pairs, N_PICTURES)
-    predictions = predict_rows(model, feed, [pair.row for pair in chosen])
-    placements = feed.placements([pair.row for pair in chosen])
-    places = {pair.key: index for index, pair in enumerate(chosen)}
+    if not pairs:
+        return []
+    predictions = predict_rows(model, feed, [pair.row for pair in pairs])
+    placements = feed.placements([pair.row for pair in pairs])
+    places = {pair.key: index for index, pair in enumerate(pairs)}
     files = []
-    for pair, label in labelled(chosen, labels):
+    for pair, label in labelled(pairs, labels):
         index = places[pair.key]
         try:
             png = _draw(
@@ -52,13 +52,6 @@ def draw_pictures(
         write_bytes(path / name, png)
         files.append(name)
     return sorted(files)
-
-
-def evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """Choose at most `count` pairs, evenly spread, the first one included."""
-    if len(pairs) <= count:
-        return list(pairs)
-    return [pairs[index * len(pairs) // count] for index in range(count)]
 
 
 def paint_prediction(

@@ -28,7 +28,7 @@ SCHEDULES = ("constant", "cosine")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopOptions:
-    """Choices of the training loop that are neither the head's nor the task's.
+    """Choices of a training that are neither the head's nor the task's.
 
     The learning rate stays constant, as in DeAP's release; "cosine" lets it fall to zero. The
     loss on the held-out part is looked at `checks` times in a run; after `patience` looks without
@@ -40,6 +40,7 @@ class LoopOptions:
     patience: int = 8
     val_images: int = 512  # held-out images that are looked at, evenly spaced, at most
     metric_images: int = 16  # of these, images whose metric is measured for the curves
+    pictures: int = 4  # measured images that are drawn, evenly spaced
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -49,6 +50,7 @@ class LoopOptions:
             ("patience", 0),
             ("val_images", 1),
             ("metric_images", 0),
+            ("pictures", 0),
         ):
             if getattr(self, name) < least:
                 raise invalid(name, getattr(self, name), f"at least {least}")

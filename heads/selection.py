@@ -196,6 +196,13 @@ def labelled_pairs(
     return labels, by_split
 
 
+def evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """Choose at most `count` pairs, evenly spread, the first one included."""
+    if len(pairs) <= count:
+        return list(pairs)
+    return [pairs[index * len(pairs) // count] for index in range(count)]
+
+
 def _pair(line: Mapping[str, Any]) -> Pair:
     group = line["group_id"]
     return Pair(

@@ -10,8 +10,7 @@ import torch
 from featstore.errors import InvalidInputError
 from heads.evaluate import labelled, predict_rows
 from heads.feed import Batch
-from heads.gallery import evenly
-from heads.selection import Pair
+from heads.selection import Pair, evenly
 from heads.setup import Setup
 from heads.targets import checked_label
 

@@ -27,7 +27,7 @@ from heads.gallery import draw_pictures
 from heads.loop import Loop
 from heads.model import choose_device, save_model
 from heads.runs import Run
-from heads.selection import TEST, VAL, Pair
+from heads.selection import TEST, VAL, Pair, evenly
 from heads.setup import Choices, Request, Setup, make_setup, request_from_json
 from heads.supply import Supply, check_protocol
 
@@ -247,7 +247,8 @@ class _Training:
                 setup.model, setup.feed, pairs, setup.labels, progress=self._progress
             )
             _write_metrics(path, split, result)
-            pictures = draw_pictures(path, setup.model, setup.feed, pairs, setup.labels)
+            drawn = evenly(pairs, setup.recipe.loop.pictures)
+            pictures = draw_pictures(path, setup.model, setup.feed, drawn, setup.labels)
         finished = _finished(record, setup, loop, seconds, result=result, split=split)
         folders.write_record(path, finished)
         self._refresh_index()
