@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 DATA = "rooms:n=250,seed=0"
 BACKBONE = "efficientnet_lite0"
-STEPS = 400
+STEPS = 300
+BATCH_SIZE = 16
 RESUME = "Run it again: what was extracted is kept."
 
 
@@ -88,6 +89,7 @@ def _train(store_path: Path, reader: Reader, steps: int, *, weights: str | None)
             task="depth",
             feature_set=report.feature_set,
             steps=steps,
+            batch_size=BATCH_SIZE,
             seed=0,
             progress=progress,
         )

@@ -67,6 +67,7 @@ def evaluate(
     else:
         click.echo(f"{report.run_id}, {count(report.images, 'image')} of {report.split}\n")
         click.echo(metrics(report.metrics, report.intervals))
+        click.echo(report.note)
     if report.left_out:
         leave(LEFT_OUT)
 

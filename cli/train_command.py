@@ -130,5 +130,6 @@ def _show(report: RunReport) -> None:
     if report.metrics:
         click.echo(f"\n{count(report.images, 'image')} of {report.split}")
         click.echo(metrics(report.metrics, report.intervals))
+        click.echo(report.note)
     if report.pictures:
         click.echo(f"\nPictures: {Path(report.pictures[0]).parent}")

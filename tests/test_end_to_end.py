@@ -24,7 +24,7 @@ from cli.heads_app import heads
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"featstore": featstore, "heads": heads}
 BACKBONE = "vit_tiny_patch16_224.augreg_in21k"
-N_IMAGES = 30
+N_IMAGES = 50  # ten scenes, two of them to test: an interval needs two
 ROOMS = f"rooms:n={N_IMAGES},seed=0,size=60x80"
 SHAPE = ["--backbone", BACKBONE, "--image-size", "64", "--device", "cpu"]
 TAPS = ["--taps", "block:5,norm,norm.cls"]
