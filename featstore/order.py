@@ -136,6 +136,8 @@ class Cursor:
             wrong = set(values) ^ {field.name for field in fields(cls)}
             if wrong:
                 raise invalid("cursor", text, f"a stream's cursor ({', '.join(sorted(wrong))})")
+            if not isinstance(values["position"], int):
+                raise invalid("cursor.position", values["position"], "a whole number")
             return cls(**values)
         except (ValueError, TypeError) as error:
             if isinstance(error, InvalidInputError):

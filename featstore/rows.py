@@ -16,8 +16,9 @@ import numpy as np
 
 from featstore.arrays import open_array
 from featstore.codecs import decode
-from featstore.errors import FormatError, NotFoundError, invalid, not_found
+from featstore.errors import FormatError, NotFoundError, not_found
 from featstore.ledger import read_ledger
+from featstore.select import listed
 from featstore.shards import REPAIR, MappedShard, Recent, crc32c, find_layout
 from featstore.store import FeatureSetFolder
 
@@ -152,7 +153,9 @@ class RowReader:
         self._row_bytes = n_items * folder.store_dtype.itemsize
         chunk_bytes = self._row_bytes * folder.layout.shard_rows
         self._files: Recent[int, tuple[MappedShard, LedgerShard]] = Recent(MAX_OPEN_FILES)
-        self._blocks: Recent[int, np.ndarray] = Recent(max(1, MAX_POOLED_BYTES // chunk_bytes))
+        self._blocks: Recent[int, tuple[np.ndarray, LedgerShard]] = Recent(
+            max(1, MAX_POOLED_BYTES // chunk_bytes)
+        )
 
     @property
     def is_direct(self) -> bool:
@@ -174,19 +177,20 @@ class RowReader:
         Raises:
             NotFoundError: The message names them.
         """
-        layout, tap = self._folder.layout, self.source.tap
-        if len(rows) and int(rows.min()) < 0:
-            raise invalid("rows", int(rows.min()), "row numbers, 0 or more")
+        shard_rows, tap = self._folder.layout.shard_rows, self.source.tap
         removed = self._ledgers.removed_rows()
         wrong: dict[int, str] = {}
-        for shard, members in layout.split_by_shard(rows).items():
+        wanted = np.unique(rows)
+        shards, starts = np.unique(wanted // shard_rows, return_index=True)
+        parts = np.split(wanted, starts[1:]) if len(wanted) else []
+        for shard, members in zip(shards.tolist(), parts, strict=True):
             try:
                 reasons = self._ledgers.shard(tap, shard).reasons
             except NotFoundError:
                 wrong.update(dict.fromkeys(members.tolist(), "not committed"))
                 continue
             for row in members.tolist():
-                reason = "removed" if row in removed else reasons[layout.slot_of(row)]
+                reason = "removed" if row in removed else reasons[row % shard_rows]
                 if reason is not None:
                     wrong[row] = reason
         if wrong:
@@ -196,7 +200,7 @@ class RowReader:
         row = min(wrong)
         return NotFoundError(
             f"{len(wrong)} of the rows are not stored for tap {self.source.tap} in feature set "
-            f"{self._folder.key}: {_listed(sorted(wrong))} (row {row}: {wrong[row]}). "
+            f"{self._folder.key}: {listed(sorted(wrong))} (row {row}: {wrong[row]}). "
             "Choose rows with `where`, or extract them."
         )
 
@@ -219,7 +223,7 @@ class RowReader:
         shard_rows = self._folder.layout.shard_rows
         read_row = self._row_function()
         shards, slots = np.divmod(rows, shard_rows)
-        flat = out if self.is_decoded else out.reshape(len(out), -1).view(np.uint8)
+        flat = out if self.is_decoded else out.view(np.uint8).reshape(len(out), self._row_bytes)
         scratch = np.empty(self._row_bytes, np.uint8)
         stored = scratch.view(self._folder.store_dtype).reshape(self.source.item_shape)
         for place, (shard, slot) in enumerate(zip(shards.tolist(), slots.tolist(), strict=True)):
@@ -245,24 +249,28 @@ class RowReader:
     def _read_row(self, shard: int, slot: int, out: np.ndarray) -> None:
         try:
             file, ledger = self._files.get(shard, self._open)
+            committed = self._committed(shard, slot, ledger)
             found = file.copy_chunk(slot, out)
         except FormatError as error:
             raise self._damaged(shard, [slot], str(error)) from error
-        if found != ledger.crcs[self.source.array][slot]:
+        if found != committed:
             raise self._damaged(shard, [slot], "It holds other bytes than were committed.")
 
     def _read_zarr_row(self, shard: int, slot: int, out: np.ndarray) -> None:
         row = self._folder.layout.rows_of(shard)[slot]
+        ledger = self._ledgers.shard(self.source.tap, shard)
+        committed = self._committed(shard, slot, ledger)
         values = self._through_zarr(shard, row, row + 1)
         out[:] = values.reshape(-1).view(np.uint8)
-        ledger = self._ledgers.shard(self.source.tap, shard)
-        if crc32c(out) != ledger.crcs[self.source.array][slot]:
+        if crc32c(out) != committed:
             raise self._damaged(shard, [slot], "It holds other bytes than were committed.")
 
     def _read_pooled(self, shard: int, slot: int, out: np.ndarray) -> None:
-        out[:] = self._blocks.get(shard, self._pooled_block)[slot]
+        block, ledger = self._blocks.get(shard, self._pooled_block)
+        self._committed(shard, slot, ledger)
+        out[:] = block[slot]
 
-    def _pooled_block(self, shard: int) -> np.ndarray:
+    def _pooled_block(self, shard: int) -> tuple[np.ndarray, LedgerShard]:
         """Read the chunk that the rows of a shard share: uint8 (shard_rows, row_bytes)."""
         layout, ledger = self._folder.layout, self._ledgers.shard(self.source.tap, shard)
         slots = [slot for slot, reason in enumerate(ledger.reasons) if reason is None]
@@ -280,7 +288,18 @@ class RowReader:
                 raise self._damaged(shard, slots, str(error)) from error
         if any(found != ledger.crcs["pooled"][slot] for slot in slots):
             raise self._damaged(shard, slots, "It holds other bytes than were committed.")
-        return block.reshape(layout.shard_rows, -1)
+        return block.reshape(layout.shard_rows, -1), ledger
+
+    def _committed(self, shard: int, slot: int, ledger: LedgerShard) -> int:
+        """Give the checksum that the ledger has for a row; that row must be stored."""
+        reason = ledger.reasons[slot]
+        found = ledger.crcs[self.source.array][slot]
+        if reason is not None:
+            raise self._not_there({self._folder.layout.rows_of(shard)[slot]: reason})
+        if found is None:
+            path = self._folder.ledger_path(self.source.tap, shard)
+            raise FormatError(f"{path} names no checksum for a stored row. {REPAIR}")
+        return found
 
     def _through_zarr(self, shard: int, start: int, stop: int) -> np.ndarray:
         try:
@@ -301,11 +320,6 @@ class RowReader:
         first = folder.layout.rows_of(shard).start
         return FormatError(
             f"{folder.shard_file(source.tap, source.array, shard)} is damaged at "
-            f"row {_listed([first + slot for slot in slots])} of tap {source.tap} in feature set "
+            f"row {listed([first + slot for slot in slots])} of tap {source.tap} in feature set "
             f"{folder.key}. {problem.removesuffix(REPAIR).rstrip()} {REPAIR}"
         )
-
-
-def _listed(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:10])
-    return f"{shown}, ..." if len(rows) > 10 else shown

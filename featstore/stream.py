@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore import index
 from featstore.errors import InvalidInputError, NotFoundError, invalid
 from featstore.order import Cursor, Shuffle, digest_rows, mixing, order_rows, part_of
 from featstore.prefetch import Prefetcher
-from featstore.rows import RowReader
+from featstore.rows import RowReader, find_array
+from featstore.select import as_rows, check_rows, select_rows
 from featstore.store import FeatureSetFolder
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Buffers = Mapping[str, np.ndarray]
 PREFETCH_BYTES = 256 * 2**20
 N_THREADS = 2
-_REMOVED_HINT = "Run `featstore extract` again to complete them, or narrow `where`."
 
 
 class Batch:
@@ -104,7 +103,7 @@ class Stream:
         self.start = Cursor(
             seed=options.seed,
             epoch=options.epoch,
-            position=start * options.batch_size,
+            position=min(start * options.batch_size, len(self.rows)),
             batch_size=options.batch_size,
             digest=digest_rows(folder.key, selected),
             shuffle=options.shuffle,
@@ -113,8 +112,9 @@ class Stream:
         )
         if start and cursor is not None:
             raise InvalidInputError("Give `start` or `cursor`, not both.")
-        if not 0 <= self.start.position <= len(self.rows):
-            raise invalid("start", start, f"a batch of the epoch, which has {len(self.rows)} rows")
+        n_batches = -(-len(self.rows) // options.batch_size)
+        if not 0 <= start <= n_batches:
+            raise invalid("start", start, f"0 to {n_batches}, the batches of the epoch")
         if cursor is not None:
             cursor.check_fit(self.start, len(self.rows))
             self.start = cursor
@@ -216,11 +216,10 @@ class _Readers:
         return {name: reader.empty(n_rows) for name, reader in self.by_name.items()}
 
     def batch_bytes(self, n_rows: int) -> int:
-        return sum(reader.empty(0).strides[0] * n_rows for reader in self.by_name.values())
+        return n_rows * sum(reader.empty(1).nbytes for reader in self.by_name.values())
 
     def read_into(self, rows: np.ndarray, slot: Buffers, is_stopped: Any = None) -> None:
         for name, reader in self.by_name.items():
-            reader.check(rows)
             reader.read_into(rows, slot[name], is_stopped)
 
 
@@ -241,54 +240,6 @@ def _check_buffers(out: Sequence[Buffers], readers: _Readers, batch_size: int) -
                 raise invalid(
                     f"out[{name!r}]", given, f"a writeable C-ordered {reader.dtype} of {shape}"
                 )
-
-
-def select_rows(
-    folder: FeatureSetFolder, names: Sequence[str], where: str | None = None
-) -> np.ndarray:
-    """List the rows that fulfil `where` and are stored for every tap of `names`, ascending.
-
-    A row that a tap rejected (its numbers did not fit the dtype) is left out; the ledger says so.
-
-    Args:
-        folder: Feature set.
-        names: "TAP" or "TAP/prefix".
-        where: One SQL expression over the view `samples`; None selects all.
-
-    Raises:
-        NotFoundError: No row fulfils it, or a tap is not yet extracted for some that do.
-        InvalidInputError: `where` is not one plain expression.
-    """
-    store_path = folder.path.parent.parent
-    table = index.samples(store_path, where, folder.key)
-    rows = np.unique(table["row"].to_numpy().astype(np.int64))
-    for tap in dict.fromkeys(name.partition("/")[0] for name in names):
-        lines = index.query(
-            store_path,
-            'select "row", status from ledger where feature_set = $key and tap = $tap '
-            'order by "row"',
-            {"key": folder.key, "tap": tap},
-        )
-        known = lines["row"].to_numpy()
-        lacking = rows[~np.isin(rows, known, assume_unique=True)]
-        if len(lacking):
-            raise NotFoundError(
-                f"Tap {tap} of feature set {folder.key} is not extracted for {len(lacking)} of "
-                f"the selected rows (the first is {lacking[0]}). {_REMOVED_HINT}"
-            )
-        is_ok = np.asarray(lines["status"].to_numpy(zero_copy_only=False) == "ok")
-        rows = rows[np.isin(rows, known[is_ok], assume_unique=True)]
-    if not len(rows):
-        chosen = "No stored row" if where is None else f"No stored row with {where}"
-        raise NotFoundError(f"{chosen} in feature set {folder.key}. See `featstore ls`.")
-    return rows
-
-
-def _as_rows(rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    array = np.asarray(rows)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise invalid("rows", rows, "a flat list of row numbers")
-    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def open_stream(
@@ -330,13 +281,13 @@ def open_stream(
     if isinstance(taps, str):
         raise invalid("taps", taps, "a list of taps", hint=f"Write [{taps!r}].")
     parsed = StreamOptions(**options)
-    with _Readers(folder, taps, parsed.dtype) as readers:
-        if rows is None:
-            selected = select_rows(folder, taps, where)
-        else:
-            selected = _as_rows(rows)
-            for reader in readers.by_name.values():
-                reader.check(selected)
+    for name in taps:
+        find_array(folder, name)
+    if rows is None:
+        selected = select_rows(folder, taps, where)
+    else:
+        selected = as_rows(rows)
+        check_rows(folder, taps, selected)
     if isinstance(cursor, str):
         cursor = Cursor.from_json(cursor)
     ring = [out] if isinstance(out, Mapping) else out
@@ -358,7 +309,7 @@ def read_rows(folder: FeatureSetFolder, tap: str, rows: Sequence[int] | np.ndarr
         NotFoundError: The tap or a row is not stored.
         FormatError: Stored bytes are damaged.
     """
-    wanted = _as_rows(rows)
+    wanted = as_rows(rows)
     reader = RowReader(folder, tap)
     try:
         reader.check(wanted)
@@ -381,12 +332,14 @@ def _read_block(path: str, tap: str, rows: np.ndarray) -> np.ndarray:
 def to_dask(folder: FeatureSetFolder, tap: str) -> dask.array.Array:
     """Give a lazy array of the rows of `select_rows`, one block a shard; reads are checked."""
     import dask.array
+    from dask.delayed import delayed
 
+    lazy: Any = dask.array  # without types
     rows = select_rows(folder, [tap])
     reader = RowReader(folder, tap)
     blocks = []
     for members in folder.layout.split_by_shard(rows).values():
         shape = (len(members), *reader.source.item_shape)
-        delayed = dask.delayed(_read_block, pure=True)(str(folder.path), tap, members)
-        blocks.append(dask.array.from_delayed(delayed, shape=shape, dtype=reader.dtype))
-    return dask.array.concatenate(blocks)
+        block = delayed(_read_block)(str(folder.path), tap, members)
+        blocks.append(lazy.from_delayed(block, shape=shape, dtype=reader.dtype))
+    return lazy.concatenate(blocks)

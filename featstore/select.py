@@ -1,0 +1,105 @@
+"""Which rows a stream goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featstore import index
+from featstore.errors import NotFoundError, invalid
+from featstore.store import FeatureSetFolder
+
+_LEDGER = """
+select "row", status = 'ok' as is_ok
+from ledger
+where feature_set = $key and tap = $tap
+    and (feature_set, "row") not in (select (feature_set, "row") from tombstones)
+order by "row"
+"""
+
+
+def select_rows(
+    folder: FeatureSetFolder, names: Sequence[str], where: str | None = None
+) -> np.ndarray:
+    """List the rows that fulfil `where` and are stored for every tap of `names`, ascending.
+
+    A row that a tap rejected (its numbers did not fit the dtype) is left out; the ledger says so.
+
+    Args:
+        folder: Feature set.
+        names: "TAP" or "TAP/prefix".
+        where: One SQL expression over the view `samples`; None selects all.
+
+    Raises:
+        NotFoundError: No row fulfils it, or a tap is not yet extracted for some that do.
+        InvalidInputError: `where` is not one plain expression.
+    """
+    table = index.samples(_store_path(folder), where, folder.key)
+    rows = np.unique(table["row"].to_numpy().astype(np.int64))
+    for tap in _taps(names):
+        known, is_ok = _ledger(folder, tap)
+        lacking = rows[~np.isin(rows, known, assume_unique=True)]
+        if len(lacking):
+            raise NotFoundError(
+                f"Tap {tap} of feature set {folder.key} is not extracted for {len(lacking)} of "
+                f"the selected rows (the first is {lacking[0]}). Run `featstore extract` again to "
+                "complete them, or narrow `where`."
+            )
+        rows = rows[np.isin(rows, known[is_ok], assume_unique=True)]
+    if not len(rows):
+        chosen = "No stored row" if where is None else f"No stored row with {where}"
+        raise NotFoundError(f"{chosen} in feature set {folder.key}. See `featstore ls`.")
+    return rows
+
+
+def check_rows(folder: FeatureSetFolder, names: Sequence[str], rows: np.ndarray) -> None:
+    """Refuse rows that are not stored for every tap of `names`, by what the index knows.
+
+    Raises:
+        NotFoundError: The message names them.
+    """
+    for tap in _taps(names):
+        known, is_ok = _ledger(folder, tap)
+        lacking = np.unique(rows[~np.isin(rows, known[is_ok])])
+        if len(lacking):
+            raise NotFoundError(
+                f"{len(lacking)} of the rows are not stored for tap {tap} in feature set "
+                f"{folder.key} (rejected, removed or never committed): {listed(lacking.tolist())}. "
+                "Choose rows with `where`, or extract them."
+            )
+
+
+def as_rows(rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Parse row numbers into int64.
+
+    Raises:
+        InvalidInputError: They are not a flat list of whole numbers of 0 or more.
+    """
+    array = np.asarray(rows)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise invalid("rows", rows, "a flat list of row numbers")
+    if array.size and (array.min() < 0 or array.max() >= 2**63):
+        raise invalid("rows", int(array.min()), "row numbers, 0 or more")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def listed(rows: Sequence[int]) -> str:
+    """Write the first ten row numbers."""
+    shown = ", ".join(str(row) for row in rows[:10])
+    return f"{shown}, ..." if len(rows) > 10 else shown
+
+
+def _store_path(folder: FeatureSetFolder) -> Path:
+    return folder.path.parent.parent
+
+
+def _taps(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition("/")[0] for name in names))
+
+
+def _ledger(folder: FeatureSetFolder, tap: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give the rows of a tap's ledgers, ascending, and whether each is stored."""
+    lines = index.query(_store_path(folder), _LEDGER, {"key": folder.key, "tap": tap})
+    return lines["row"].to_numpy(), lines["is_ok"].to_numpy()
