@@ -54,7 +54,7 @@ def _backbone_row(entry: BackboneEntry) -> list[Any]:
 @click.command()
 @json_option
 def datasets(as_json: bool) -> None:
-    """List the data formats that ``--data FORMAT:PATH`` reads, with an example of each.
+    """List the data formats that `--data FORMAT:PATH` reads, with an example of each.
 
     \b
     Example:

@@ -21,6 +21,7 @@ from click.core import ParameterSource
 from featstore.errors import FeatstoreError
 
 FAILED, USAGE, LEFT_OUT, INTERRUPTED = 1, 2, 3, 130
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 MAX_LISTED = 20  # images left out that are named one by one
 
 F = TypeVar("F", bound=Callable[..., Any])

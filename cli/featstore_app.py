@@ -8,7 +8,7 @@ import click
 
 from cli.care_commands import gc, reindex, rm, verify
 from cli.catalogue_commands import backbones, datasets
-from cli.common import run_and_exit
+from cli.common import SETTINGS, run_and_exit
 from cli.demo import demo
 from cli.extract_command import extract
 from cli.sql_command import sql
@@ -16,7 +16,7 @@ from cli.store_commands import info, ls
 from featstore.version import __version__
 
 
-@click.group("featstore", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("featstore", context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="featstore")
 def featstore() -> None:
     """Run a frozen vision backbone once and keep its activations in a store.

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-from cli.common import run_and_exit
+from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
 from cli.predict_command import predict
 from cli.run_commands import evaluate, ls, rm
@@ -14,7 +14,7 @@ from cli.train_command import train
 from featstore.version import __version__
 
 
-@click.group("heads", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("heads", context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="heads")
 def heads() -> None:
     """Train tiny heads on stored activations; the backbone is not needed again.

@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -95,18 +94,19 @@ def test_help_is_shown_and_is_no_error(program, name, capsys):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_answers_at_once(program):
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", f"cli.{program}_app", "--help"],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
-        seconds.append(time.perf_counter() - start)
-    # Half a second is the promise, on a machine with nothing else to do; CI is busier.
-    assert min(seconds) < (1.5 if os.environ.get("CI") else 1.0), seconds
+    # Half a second is the promise; processor time keeps it apart from whatever else runs here.
+    before = os.times()
+    subprocess.run(
+        [sys.executable, "-m", f"cli.{program}_app", "--help"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    after = os.times()
+    seconds = (after.children_user - before.children_user) + (
+        after.children_system - before.children_system
+    )
+    assert 0 < seconds < 0.5
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
