@@ -6,19 +6,16 @@ A name is "TAP" (the patch tokens of a dense tap, or a pooled tap) or "TAP/prefi
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featstore.arrays import open_array
 from featstore.codecs import decode
-from featstore.errors import FormatError, NotFoundError, not_found
-from featstore.ledger import read_ledger
-from featstore.select import listed
+from featstore.errors import FormatError, not_found
+from featstore.ledgers import LedgerShard, check_stored, ledgers_of, listed, not_there
 from featstore.shards import REPAIR, MappedShard, Recent, crc32c, find_layout
 from featstore.store import FeatureSetFolder
 
@@ -51,87 +48,6 @@ def find_array(folder: FeatureSetFolder, name: str) -> ArrayName:
     arrays = taps[tap].arrays
     array = part or ("pooled" if "pooled" in arrays else "patch")
     return ArrayName(name=name, tap=tap, array=array, item_shape=arrays[array])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LedgerShard:
-    """What the ledger says of one shard of one tap, by slot."""
-
-    stamp: tuple[int, ...]  # of the file it was read from
-    reasons: tuple[str | None, ...]  # why a slot cannot be read; None where it can
-    crcs: dict[str, tuple[int | None, ...]]  # array -> checksum a slot
-
-
-class Ledgers:
-    """The ledgers and tombstones of one feature set, parsed once, read again when they change."""
-
-    def __init__(self, path: Path) -> None:
-        self._folder = FeatureSetFolder(path)
-        self._shards: dict[tuple[str, int], LedgerShard] = {}
-        self._removed: tuple[tuple[Any, ...], frozenset[int]] = ((), frozenset())
-        self._lock = threading.Lock()
-
-    def shard(self, tap: str, shard: int) -> LedgerShard:
-        """Give the parsed ledger of one shard of one tap.
-
-        Raises:
-            NotFoundError: It is not committed.
-            FormatError: It is damaged.
-        """
-        stamp = _stamp(self._folder.ledger_path(tap, shard))
-        found = self._shards.get((tap, shard))
-        if found is None or found.stamp != stamp:
-            found = self._parse(tap, shard, stamp)
-            self._shards[tap, shard] = found
-        return found
-
-    def removed_rows(self) -> frozenset[int]:
-        """Give the rows that were removed logically."""
-        paths = sorted((self._folder.path / "tombstones").glob("*.parquet"))
-        stamp = tuple((path.name, *_stamp(path)) for path in paths)
-        with self._lock:
-            if self._removed[0] != stamp:
-                self._removed = (stamp, frozenset(self._folder.removed_rows()))
-            return self._removed[1]
-
-    def _parse(self, tap: str, shard: int, stamp: tuple[int, ...]) -> LedgerShard:
-        folder = self._folder
-        table = read_ledger(folder, tap, shard)
-        n_rows, first = folder.layout.shard_rows, folder.layout.rows_of(shard).start
-        slots = [row - first for row in table["row"].to_pylist()]
-        if any(not 0 <= slot < n_rows for slot in slots):
-            path = folder.ledger_path(tap, shard)
-            raise FormatError(f"{path} lists rows of another shard. {REPAIR}")
-        reasons: list[str | None] = ["never assigned"] * n_rows
-        lines = zip(slots, table["status"].to_pylist(), table["reason"].to_pylist(), strict=True)
-        for slot, status, reason in lines:
-            reasons[slot] = None if status == "ok" else f"rejected: {reason}"
-        crcs: dict[str, tuple[int | None, ...]] = {}
-        for array in folder.taps[tap].arrays:
-            column: list[int | None] = [None] * n_rows
-            for slot, crc in zip(slots, table[f"{array}_crc32c"].to_pylist(), strict=True):
-                column[slot] = crc
-            crcs[array] = tuple(column)
-        return LedgerShard(stamp=stamp, reasons=tuple(reasons), crcs=crcs)
-
-
-_ledgers: weakref.WeakKeyDictionary[FeatureSetFolder, Ledgers] = weakref.WeakKeyDictionary()
-
-
-def ledgers_of(folder: FeatureSetFolder) -> Ledgers:
-    """Give the parsed ledgers of a feature set; they live as long as `folder` and hold no file."""
-    found = _ledgers.get(folder)
-    if found is None:
-        found = _ledgers.setdefault(folder, Ledgers(folder.path))
-    return found
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return ()
-    return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class RowReader:
@@ -177,32 +93,7 @@ class RowReader:
         Raises:
             NotFoundError: The message names them.
         """
-        shard_rows, tap = self._folder.layout.shard_rows, self.source.tap
-        removed = self._ledgers.removed_rows()
-        wrong: dict[int, str] = {}
-        wanted = np.unique(rows)
-        shards, starts = np.unique(wanted // shard_rows, return_index=True)
-        parts = np.split(wanted, starts[1:]) if len(wanted) else []
-        for shard, members in zip(shards.tolist(), parts, strict=True):
-            try:
-                reasons = self._ledgers.shard(tap, shard).reasons
-            except NotFoundError:
-                wrong.update(dict.fromkeys(members.tolist(), "not committed"))
-                continue
-            for row in members.tolist():
-                reason = "removed" if row in removed else reasons[row % shard_rows]
-                if reason is not None:
-                    wrong[row] = reason
-        if wrong:
-            raise self._not_there(wrong)
-
-    def _not_there(self, wrong: dict[int, str]) -> NotFoundError:
-        row = min(wrong)
-        return NotFoundError(
-            f"{len(wrong)} of the rows are not stored for tap {self.source.tap} in feature set "
-            f"{self._folder.key}: {listed(sorted(wrong))} (row {row}: {wrong[row]}). "
-            "Choose rows with `where`, or extract them."
-        )
+        check_stored(self._folder, self.source.tap, rows)
 
     def read_into(
         self,
@@ -295,7 +186,8 @@ class RowReader:
         reason = ledger.reasons[slot]
         found = ledger.crcs[self.source.array][slot]
         if reason is not None:
-            raise self._not_there({self._folder.layout.rows_of(shard)[slot]: reason})
+            row = self._folder.layout.rows_of(shard)[slot]
+            raise not_there(self._folder, self.source.tap, {row: reason})
         if found is None:
             path = self._folder.ledger_path(self.source.tap, shard)
             raise FormatError(f"{path} names no checksum for a stored row. {REPAIR}")

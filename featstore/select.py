@@ -9,8 +9,10 @@ import numpy as np
 
 from featstore import index
 from featstore.errors import NotFoundError, invalid
+from featstore.ledgers import check_stored, ledgers_of, listed
 from featstore.store import FeatureSetFolder
 
+_FEW_LEDGERS = 64
 _LEDGER = """
 select "row", status = 'ok' as is_ok
 from ledger
@@ -55,12 +57,19 @@ def select_rows(
 
 
 def check_rows(folder: FeatureSetFolder, names: Sequence[str], rows: np.ndarray) -> None:
-    """Refuse rows that are not stored for every tap of `names`, by what the index knows.
+    """Refuse rows that are not stored for every tap of `names`.
+
+    A few ledgers are read, for they are needed anyway; of many the index knows more quickly.
 
     Raises:
         NotFoundError: The message names them.
     """
+    shards = np.unique(rows // folder.layout.shard_rows).tolist()
     for tap in _taps(names):
+        is_parsed = ledgers_of(folder).is_parsed
+        if sum(not is_parsed(tap, shard) for shard in shards) <= _FEW_LEDGERS:
+            check_stored(folder, tap, rows)
+            continue
         known, is_ok = _ledger(folder, tap)
         lacking = np.unique(rows[~np.isin(rows, known[is_ok])])
         if len(lacking):
@@ -83,12 +92,6 @@ def as_rows(rows: Sequence[int] | np.ndarray) -> np.ndarray:
     if array.size and (array.min() < 0 or array.max() >= 2**63):
         raise invalid("rows", int(array.min()), "row numbers, 0 or more")
     return np.ascontiguousarray(array, dtype=np.int64)
-
-
-def listed(rows: Sequence[int]) -> str:
-    """Write the first ten row numbers."""
-    shown = ", ".join(str(row) for row in rows[:10])
-    return f"{shown}, ..." if len(rows) > 10 else shown
 
 
 def _store_path(folder: FeatureSetFolder) -> Path:

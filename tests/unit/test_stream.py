@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featstore
+from featstore import select
 from featstore.codecs import decode
 from featstore.errors import FormatError, InvalidInputError, NotFoundError
 from featstore.order import Cursor
@@ -93,6 +94,14 @@ def test_a_rejected_row_is_left_out_of_a_selection_and_refused_by_number(feature
     assert rejected not in given(features.stream(["norm"]))
     with pytest.raises(NotFoundError, match=rf"{rejected} \(row {rejected}: rejected"):
         features.read("norm", [rejected])
+    with pytest.raises(NotFoundError, match=rf"2 of the rows .*: {rejected}, 9999 "):
+        features.stream(["norm"], rows=[0, rejected, 9999])
+
+
+def test_of_many_ledgers_the_index_is_asked(features, monkeypatch):
+    (rejected,) = set(range(N_IMAGES)) - set(stored_rows(features))
+    monkeypatch.setattr(select, "_FEW_LEDGERS", -1)
+    assert given(features.stream(["norm"], rows=[3, 0])) == [3, 0]
     with pytest.raises(NotFoundError, match=rf"rejected.*: {rejected}, 9999\."):
         features.stream(["norm"], rows=[0, rejected, 9999])
 
