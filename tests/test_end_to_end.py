@@ -534,6 +534,54 @@ def test_a_head_predicts_on_new_photos(store, trained, weights, tmp_path):
     assert list(out.rglob("*.png"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_real_photos_with_real_weights_reach_the_depth_error_they_should(shared, tmp_path):
+    """A kitchen of one video: a smoke test. The train mean gives 0.756 m."""
+    data, weights = shared / "data/depth_nyu_layout", shared / "weights/vits14_saliency.safetensors"
+    if not (data.is_dir() and weights.is_file()):
+        pytest.skip("the kitchen or the weights are not in ../shared")
+    store = tmp_path / "features.zarr"
+    common = ["--data", f"nyu:{data}", "--taps", "block:8", "--image-size", "224", "--store", store]
+    errors = {}
+    for choice in (str(weights), "random"):
+        words = ["--backbone", "vit_small_patch14_dinov2.lvd142m", "--weights", choice]
+        key = ok("featstore", "extract", *words, *common, "--json").json["feature_set"]
+        words = ["--feature-set", key, "--steps", 600, "--batch-size", 16, "--store", store]
+        errors[choice] = ok("heads", "train", "--task", "depth", *words, "--json").json["metrics"]
+    assert errors[str(weights)]["rmse"] < 0.40
+    assert errors["random"]["rmse"] > 1.15 * errors[str(weights)]["rmse"]
+
+
+# A disk that refuses
+
+
+def test_a_store_that_cannot_be_written_is_trained_from(store, tmp_path, monkeypatch):
+    """The whole tree is read-only; where the tests run as root, which may write all, a stand-in."""
+    from featstore.store import StoreFolder
+
+    monkeypatch.setattr(StoreFolder, "is_writable", property(lambda self: False))
+    before = content(store)
+    words = [
+        "--task",
+        "depth",
+        "--steps",
+        2,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+        "--store",
+        store,
+    ]
+    assert "--runs" in refused(call("heads", "train", *words))
+    report = ok("heads", "train", *words, "--runs", tmp_path / "runs", "--json").json
+    assert (tmp_path / "runs" / report["run_id"] / "head.safetensors").exists()
+    listed = ok("heads", "ls", "--runs", tmp_path / "runs", "--store", store, "--json").json["runs"]
+    assert [run["run_id"] for run in listed] == [report["run_id"]]
+    assert content(store) == before
+
+
 # Bad input
 
 
