@@ -11,6 +11,7 @@ from featstore.assign import Framing
 from featstore.errors import InvalidInputError
 from featstore.extraction import Extraction, ExtractReport
 from featstore.feature_sets import FinalNorm, NewFeatureSet
+from featstore.hashing import short_key
 from featstore.index import refresh
 from featstore.layout import choose_shard_rows
 from featstore.plan import ExtractPlan, RunOptions
@@ -70,7 +71,9 @@ def extract(
     check_target(path)
     readers = open_readers(data)
     selected = select_items(readers, options)
-    extraction = Extraction(path, readers, selected, options, progress, began)
+    extraction = Extraction(
+        path, readers, selected, options=options, progress=progress, began=began
+    )
     if any(isinstance(reader, FeatureReader) for reader in readers):
         report = _import(extraction, readers, dtype)
     else:
@@ -152,7 +155,12 @@ def _run(
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
     with extraction.locked_store(new.key) as store:
         source = BackboneSource(Readers(store, extraction.readers), model, plan)
-        return extraction.run(store, new, shapes, framing, source, batch_size)
+        return extraction.run(
+            store, new, shapes, framing=framing, source=source, batch_size=batch_size
+        )
+
+
+_IMPORT_BATCH = 64
 
 
 def _import(extraction: Extraction, readers: Sequence[Reader], dtype: str) -> ExtractReport:
@@ -164,8 +172,6 @@ def _import(extraction: Extraction, readers: Sequence[Reader], dtype: str) -> Ex
         )
     shapes = list(readers[0].taps())
     described = [[s.tap, s.dim, list(s.grid or ()), s.n_prefix] for s in shapes]
-    from featstore.hashing import short_key
-
     key = short_key(["imported", readers[0].name, dtype, described])
     new = NewFeatureSet(
         key=key,
@@ -183,7 +189,9 @@ def _import(extraction: Extraction, readers: Sequence[Reader], dtype: str) -> Ex
     framing = Framing(input_hw=max(grids, default=(1, 1)), resize="squash")
     with extraction.locked_store(key) as store:
         source = ImportSource(Readers(store, readers), dtype)
-        return extraction.run(store, new, shapes, framing, source, 64)
+        return extraction.run(
+            store, new, shapes, framing=framing, source=source, batch_size=_IMPORT_BATCH
+        )
 
 
 def widest(shapes: Sequence[TapShape], dtype: str) -> int:

@@ -56,6 +56,7 @@ class Extraction:
         path: Path,
         readers: Sequence[Reader],
         selected: Mapping[str, Sequence[Item]],
+        *,
         options: RunOptions,
         progress: ProgressCallback,
         began: float,
@@ -86,6 +87,7 @@ class Extraction:
         store: StoreFolder,
         new: NewFeatureSet,
         shapes: Sequence[TapShape],
+        *,
         framing: Framing,
         source: Source,
         batch_size: int,
@@ -95,7 +97,7 @@ class Extraction:
         self._announce(store, new)
         folder = ensure_feature_set(store, new, shapes)
         taps = [shape.tap for shape in shapes]
-        work = plan_work(folder, framing, taps, found, self.options, source)
+        work = plan_work(folder, framing, taps, found, options=self.options, source=source)
         began = time.perf_counter()
         stored = self._do_shards(work, source, batch_size, LIMITS[new.dtype])
         seconds = time.perf_counter() - began

@@ -57,7 +57,9 @@ def store_labels(
         known = _digests(store, reader.name, kind)
         if kind == THUMBNAIL:
             entries = [e for e in entries if known.get(e.item_id) != e.image_key]
-        bad += _store_kind(store, reader, entries, kind, known, n_threads, progress)
+        bad += _store_kind(
+            store, reader, entries, kind, known=known, n_threads=n_threads, progress=progress
+        )
     return bad
 
 
@@ -66,6 +68,7 @@ def _store_kind(
     reader: Reader,
     entries: Sequence[FoundItem],
     kind: str,
+    *,
     known: dict[str, str],
     n_threads: int,
     progress: ProgressCallback,

@@ -93,6 +93,7 @@ def plan_work(
     framing: Framing,
     taps: Sequence[str],
     found: Mapping[str, Sequence[FoundItem]],
+    *,
     options: RunOptions,
     source: Source,
 ) -> Work:

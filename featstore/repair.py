@@ -51,7 +51,15 @@ def repair_shards(
         purpose = f"repairing feature set {key}"
         with exclusive(store.locks_path / f"{key}.lock", purpose=purpose):
             remove_partials(folder.path)
-            results += _repair(store, folder, shards, readers, weights, device, progress)
+            results += _repair(
+                store,
+                folder,
+                shards,
+                readers,
+                weights=weights,
+                device=device,
+                progress=progress,
+            )
     return results
 
 
@@ -60,6 +68,7 @@ def _repair(
     folder: FeatureSetFolder,
     shards: Mapping[int, set[str]],
     readers: Readers,
+    *,
     weights: str | Path | None,
     device: str,
     progress: ProgressCallback,

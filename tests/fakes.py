@@ -193,12 +193,19 @@ def fake_extract(
         ),
     )
     extraction = Extraction(
-        path, readers, select_items(readers, options), options, ignore_progress, time.perf_counter()
+        path,
+        readers,
+        select_items(readers, options),
+        options=options,
+        progress=ignore_progress,
+        began=time.perf_counter(),
     )
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
     with extraction.locked_store(new.key) as store:
         source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale)
-        return extraction.run(store, new, shapes, framing, source, batch_size)
+        return extraction.run(
+            store, new, shapes, framing=framing, source=source, batch_size=batch_size
+        )
 
 
 def content(path: Path) -> dict[str, str]:
