@@ -8,11 +8,13 @@ holds the index open for writing.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +24,28 @@ import pyarrow as pa
 from featstore.errors import ConflictError, InvalidInputError, StorageError
 from featstore.files import PARTIAL, exclusive, fsync_path
 from featstore.hashing import short_key
-from featstore.sql.fold import Fold, Vanished
+from featstore.sql.fold import Fold
 from featstore.sql.guard import check_query, check_where, sentence
-from featstore.sql.scan import Files, scan, settled_scan
+from featstore.sql.scan import Files, Vanished, scan, settled_scan
 from featstore.store import StoreFolder, open_folder
 
 _SCHEMA = (Path(__file__).parent / "sql" / "schema.sql").read_text()
 _VERSION = short_key(_SCHEMA)
 _LOCK_WAIT_S = 600.0
+_SAMPLES_TIMEOUT_S = 600.0
 _ATTEMPTS = 10  # at a list of files of which none is removed before it is read
 _SETTINGS = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
 }
-_DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
-_SAMPLES_ORDER = 'order by feature_set, "row", item, split'
+_DAMAGE = {  # what DuckDB raises where a block of its file is wrong
+    duckdb.Error,
+    duckdb.FatalException,
+    duckdb.InternalException,
+    duckdb.IOException,
+    duckdb.SerializationException,
+}
 
 _elsewhere_path: Path | None = None
 _elsewhere_pid = 0
@@ -56,9 +64,11 @@ def refresh(store_path: str | Path) -> Path:
         FormatError: One of the store's files is damaged.
     """
     store = open_folder(Path(store_path))
-    if _folded(store.index_path) == scan(store):
-        return store.index_path
-    return _update(store, is_fresh=False)
+    con = _open_current(store.index_path, scan(store))
+    if con is None:
+        return _update(store, is_fresh=False)
+    con.close()
+    return store.index_path
 
 
 def rebuild(store_path: str | Path) -> Path:
@@ -67,8 +77,17 @@ def rebuild(store_path: str | Path) -> Path:
 
 
 def connect(store_path: str | Path) -> duckdb.DuckDBPyConnection:
-    """Open the index, up to date, for reading; the caller closes it."""
-    return _attach(refresh(store_path), is_locked=True)
+    """Open the index, up to date, for reading; the caller closes it.
+
+    The connection keeps what it sees, whatever is folded later.
+
+    Raises:
+        NotFoundError: There is no store.
+        FormatError: One of the store's files is damaged.
+    """
+    store = open_folder(Path(store_path))
+    con = _open_current(store.index_path, scan(store))
+    return con or _attach(_update(store, is_fresh=False), is_locked=True)
 
 
 def query(
@@ -87,14 +106,15 @@ def query(
         timeout_s: How long it may take.
 
     Raises:
-        InvalidInputError: The statement is not one of these, or DuckDB refuses it.
+        InvalidInputError: The statement is not one of these, DuckDB refuses it, or it takes
+            longer.
     """
-    con = connect(store_path)
-    try:
+
+    def ask(con: duckdb.DuckDBPyConnection) -> pa.Table:
         check_query(con, sql)
         return _answer(con, sql, params, timeout_s)
-    finally:
-        con.close()
+
+    return _ask(store_path, ask)
 
 
 def samples(
@@ -104,32 +124,47 @@ def samples(
 
     Args:
         store_path: Store.
-        where: One boolean SQL expression over the columns of `samples`.
-        feature_set: Key; None lists those of every feature set, set by set.
+        where: One boolean SQL expression over the columns of the view `samples`.
+        feature_set: Key; None lists the rows of every feature set.
 
     Raises:
         InvalidInputError: `where` is something else.
     """
-    con = connect(store_path)
-    try:
-        conditions, params = [], {}
-        if feature_set is not None:
-            conditions.append("feature_set = $feature_set")
-            params["feature_set"] = feature_set
+
+    def ask(con: duckdb.DuckDBPyConnection) -> pa.Table:
+        conditions = ["$feature_set is null or feature_set = $feature_set"]
         if where is not None:
             check_where(con, where)
-            conditions.append(f"({where}\n)")
-        condition = " and ".join(conditions) or "true"
-        sql = f"select * from samples where {condition} {_SAMPLES_ORDER}"
-        return _answer(con, sql, params, 600.0)
-    finally:
-        con.close()
+            conditions.append(where)
+        condition = " and ".join(f"({text}\n)" for text in conditions)
+        sql = f'from samples where {condition} order by "row", item, split, feature_set'
+        return _answer(con, sql, {"feature_set": feature_set}, _SAMPLES_TIMEOUT_S)
+
+    return _ask(store_path, ask)
+
+
+def _ask(store_path: str | Path, ask: Callable[[duckdb.DuckDBPyConnection], pa.Table]) -> pa.Table:
+    """Ask the index; make it anew if it turns out to be damaged inside, and ask again."""
+    try:
+        with contextlib.closing(connect(store_path)) as con:
+            return ask(con)
+    except duckdb.Error:
+        path = rebuild(store_path)
+    try:
+        with contextlib.closing(_attach(path, is_locked=True)) as con:
+            return ask(con)
+    except duckdb.Error as error:
+        raise InvalidInputError(sentence(error)) from error
 
 
 def _answer(
     con: duckdb.DuckDBPyConnection, sql: str, params: Mapping[str, Any] | None, timeout_s: float
 ) -> pa.Table:
-    timer = threading.Timer(timeout_s, con.interrupt)
+    def stop() -> None:
+        with contextlib.suppress(duckdb.Error):  # closed meanwhile
+            con.interrupt()
+
+    timer = threading.Timer(timeout_s, stop)
     timer.start()
     try:
         return con.sql(sql, params=dict(params) if params else None).to_arrow_table()
@@ -139,9 +174,14 @@ def _answer(
             "more time."
         ) from error
     except duckdb.Error as error:
+        if type(error) in _DAMAGE:
+            raise
         raise InvalidInputError(sentence(error)) from error
+    except pa.ArrowException as error:
+        raise InvalidInputError(f"The answer cannot be given: {error}") from error
     finally:
         timer.cancel()
+        timer.join()
 
 
 def _attach(path: Path, *, is_locked: bool) -> duckdb.DuckDBPyConnection:
@@ -150,9 +190,10 @@ def _attach(path: Path, *, is_locked: bool) -> duckdb.DuckDBPyConnection:
     It is attached to a database in memory: opened by name, DuckDB would give the connections of
     one process the file that the first of them found there, though it was replaced since.
     """
-    # DuckDB lets queries read whatever lies below its spill folder, so that one is its own.
-    spill = str(_elsewhere() / "spill")
-    con = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": spill})
+    # Made by DuckDB when memory runs short, and removed again. DuckDB lets queries read whatever
+    # lies below it, so that nothing else may.
+    spill = Path(tempfile.gettempdir()) / f"featstore-spill-{os.getpid()}-{secrets.token_hex(4)}"
+    con = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": str(spill)})
     try:
         mode = ", read_only" if is_locked else ""
         name = str(path.absolute()).replace("'", "''")
@@ -167,35 +208,52 @@ def _attach(path: Path, *, is_locked: bool) -> duckdb.DuckDBPyConnection:
     return con
 
 
-def _folded(path: Path) -> Files | None:
-    """Give the files that an index holds, or None where it is missing, damaged or outdated."""
-    if not path.is_file():
+def _open_current(path: Path, found: Files) -> duckdb.DuckDBPyConnection | None:
+    """Open an index if it holds just these files."""
+    con, folded = _open_folded(path)
+    if con is not None and folded != found:
+        con.close()
         return None
+    return con
+
+
+def _open_folded(path: Path) -> tuple[duckdb.DuckDBPyConnection | None, Files]:
+    """Open an index and say which files it holds; None if it is missing, damaged or outdated."""
+    if not path.is_file():
+        return None, {}
+    con = None
     try:
         con = _attach(path, is_locked=True)
-        try:
-            if con.execute("select schema from about").fetchall() != [(_VERSION,)]:
-                return None
+        if con.execute("select schema from about").fetchall() == [(_VERSION,)]:
             lines = con.execute("select path, mtime_ns, size from folded").fetchall()
-        finally:
-            con.close()
+            return con, {path: (mtime_ns, size) for path, mtime_ns, size in lines}
     except duckdb.Error:
+        pass  # damaged, or not an index: it is derived, so it is made anew
+    if con is not None:
+        con.close()
+    return None, {}
+
+
+def _folded(path: Path) -> Files | None:
+    con, folded = _open_folded(path)
+    if con is None:
         return None
-    return {path: (mtime_ns, size) for path, mtime_ns, size in lines}
+    con.close()
+    return folded
 
 
 def _update(store: StoreFolder, *, is_fresh: bool) -> Path:
     if store.is_writable:
-        try:
-            lock = store.locks_path / "index.lock"
+        lock = store.locks_path / "index.lock"
+        # Where the disk refuses (full, read-only in part), the index goes elsewhere.
+        with contextlib.suppress(OSError):
             return _update_at(store, store.index_path, lock, is_fresh=is_fresh)
-        except OSError:  # the disk refused: full, or read-only in part
-            pass
     folder = _elsewhere() / short_key(str(store.path.resolve()))
     folder.mkdir(exist_ok=True)
     path = folder / "index.duckdb"
-    if not is_fresh and not path.exists() and _folded(store.index_path) is not None:
-        shutil.copyfile(store.index_path, path)
+    with _elsewhere_lock:
+        if not is_fresh and not path.exists() and _folded(store.index_path) is not None:
+            shutil.copyfile(store.index_path, path)
     return _update_at(store, path, folder / "index.lock", is_fresh=is_fresh)
 
 
@@ -236,16 +294,12 @@ def _replace(store: StoreFolder, path: Path, found: Files, folded: Files | None)
     """Fold into a copy and put it in the index's place."""
     copy = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        if folded is not None:
-            try:
-                shutil.copyfile(path, copy)
-                _write(store, copy, found, folded)
-            except (duckdb.Error, FileNotFoundError):  # damaged inside: made anew below
-                folded = None
-        if folded is None:
+        if folded is None or not _fold_into_copy(store, path, copy, found, folded):
             copy.unlink(missing_ok=True)
             _write(store, copy, found, None)
         fsync_path(copy)
+        # Nobody of ours leaves a log; a stranger's would not fit the new file.
+        path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
         copy.replace(path)
         fsync_path(path.parent)
     except duckdb.Error as error:
@@ -255,15 +309,24 @@ def _replace(store: StoreFolder, path: Path, found: Files, folded: Files | None)
         copy.with_name(f"{copy.name}.wal").unlink(missing_ok=True)
 
 
-def _write(store: StoreFolder, copy: Path, found: Files, folded: Files | None) -> None:
-    con = _attach(copy, is_locked=False)
+def _fold_into_copy(
+    store: StoreFolder, path: Path, copy: Path, found: Files, folded: Files
+) -> bool:
+    """Fold what changed into a copy of the index; False if the index is damaged inside."""
     try:
+        shutil.copyfile(path, copy)
+        _write(store, copy, found, folded)
+    except (duckdb.Error, FileNotFoundError):
+        return False
+    return True
+
+
+def _write(store: StoreFolder, copy: Path, found: Files, folded: Files | None) -> None:
+    with contextlib.closing(_attach(copy, is_locked=False)) as con:
+        con.execute("begin")
         if folded is None:
             con.execute(_SCHEMA)
             con.execute("insert into about values ($version)", {"version": _VERSION})
-        con.execute("begin")
         Fold(con, store, found, folded or {}).run()
         con.execute("commit")
         con.execute("checkpoint")
-    finally:
-        con.close()

@@ -47,17 +47,25 @@ def check_where(con: duckdb.DuckDBPyConnection, where: str) -> None:
     enclosed = _condition(con, where, f"select * from samples where ({where}\n)")
     if bare != enclosed:
         raise _no_condition(where)
-    for found in _classes(bare):
+    for found in sorted(_classes(bare)):
         if found in _REFUSED:
             raise InvalidInputError(
                 f"`where` must not hold {_REFUSED[found]}. Got {_shown(where)}."
             )
+    try:
+        (kind,) = con.sql(f"select ({where}\n) from samples").types
+    except duckdb.Error as error:
+        raise InvalidInputError(f"{sentence(error)} Got {_shown(where)}.") from error
+    if kind != "BOOLEAN":
+        raise InvalidInputError(
+            f"`where` must be true or false for each line. Got {_shown(where)}, of type {kind}."
+        )
 
 
 def sentence(error: duckdb.Error) -> str:
     """Give DuckDB's message as one line, its candidate names kept."""
     text = str(error).split("\n\nLINE ")[0].split("\nLINE ")[0]
-    return " ".join(text.split()).rstrip(".") + "."
+    return " ".join(text.split()).rstrip(".!") + "."
 
 
 def _statements(con: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:
@@ -95,11 +103,15 @@ def _without_places(tree: Any) -> Any:
     return [_without_places(part) for part in tree] if isinstance(tree, list) else tree
 
 
-def _classes(tree: Any) -> list[str]:
+def _classes(tree: Any) -> set[str]:
+    """Give the kinds of all expressions in a tree."""
+    own: set[str] = set()
     if isinstance(tree, dict):
-        own = [tree["class"]] if isinstance(tree.get("class"), str) else []
-        return own + [name for part in tree.values() for name in _classes(part)]
-    return [name for part in tree for name in _classes(part)] if isinstance(tree, list) else []
+        own = {str(tree["class"])} if "class" in tree else set()
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        return own.union(*(_classes(part) for part in tree))
+    return own
 
 
 def _no_condition(where: str) -> InvalidInputError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from featstore.sql.scan import Vanished
 from featstore.store import StoreFolder
 
 RUN_SCHEMA = pa.schema(
@@ -48,16 +49,27 @@ CURVE_SCHEMA = pa.schema(
 DAMAGED = "damaged"
 
 
-def fold_runs(con: duckdb.DuckDBPyConnection, store: StoreFolder, run_ids: Sequence[str]) -> None:
-    """Fold runs anew; one that cannot be read is listed as damaged and stops nothing."""
+def fold_runs(
+    con: duckdb.DuckDBPyConnection,
+    store: StoreFolder,
+    run_ids: Sequence[str],
+    present: Collection[str],
+) -> None:
+    """Fold runs anew; one that cannot be read is listed as damaged and stops nothing.
+
+    Raises:
+        Vanished: A run was removed meanwhile.
+    """
     for run_id in run_ids:
         for table in ("runs", "params", "metrics", "curves"):
             con.execute(f"delete from {table} where run_id = $run_id", {"run_id": run_id})
         path = store.runs_path / run_id
-        if not (path / "run.json").exists():
+        if run_id not in present:
             continue
         try:
             tables = _read(path)
+        except FileNotFoundError as error:
+            raise Vanished(str(path)) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
             about = {"run_id": run_id, "status": DAMAGED}
             tables = {"runs": pa.Table.from_pylist([about], schema=RUN_SCHEMA)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,14 @@ Stamp = tuple[int, int]
 Files = dict[str, Stamp]
 """Path below the store (with "/") to the file's stamp."""
 
-RUN_FILES = ("run.json", "metrics.parquet", "curves.parquet")
+_RUN = re.compile(r"run\.json|metrics\.parquet|curves\.parquet")
+_TABLE = re.compile(r".+\.parquet")
+_NUMBERED = re.compile(r"\d+\.parquet")
 _SETTLED_S = 0.02  # longer than a tick of the clock that stamps files
+
+
+class Vanished(Exception):  # noqa: N818
+    """A file was removed after it had been listed: list and read again."""
 
 
 def scan(store: StoreFolder) -> Files:
@@ -26,16 +33,17 @@ def scan(store: StoreFolder) -> Files:
     """
     found: Files = {}
     for folder in _folders(store.path / "feature_sets"):
-        if (folder / "zarr.json").exists():
-            found.update(_feature_set(store.path, folder))
+        found.update(_feature_set(folder))
     for folder in _folders(store.path / "items"):
-        if (folder / "dataset.json").exists():
-            found.update(_stamped(store.path, folder, ".parquet"))
-            found.update(_stamped(store.path, folder, "dataset.json"))
+        tables = list(_stamped(folder, _TABLE))
+        about = list(_stamped(folder, re.compile(r"dataset\.json")))
+        found.update([*tables, *about] if about else [])
     for folder in _folders(store.runs_path):
-        if (folder / "run.json").exists():
-            found.update(_run(store.path, folder))
-    return found
+        files = dict(_stamped(folder, _RUN))
+        # Without its record a half deleted folder is no run.
+        found.update(files if str(folder / "run.json") in files else {})
+    start = len(str(store.path)) + 1
+    return {path[start:].replace(os.sep, "/"): stamp for path, stamp in found.items()}
 
 
 def settled_scan(store: StoreFolder) -> Files:
@@ -51,17 +59,13 @@ def settled_scan(store: StoreFolder) -> Files:
     return found
 
 
-def _feature_set(root: Path, folder: Path) -> Iterator[tuple[str, Stamp]]:
-    yield from _stamped(root, folder / "tombstones", ".parquet")
+def _feature_set(folder: Path) -> Files:
+    found = dict(_stamped(folder / "tombstones", _TABLE))
     for tap in _folders(folder / "ledger"):
-        yield from _stamped(root, tap, ".parquet")
-    yield from _stamped(root, folder / "assignments", ".parquet")
-    yield from _stamped(root, folder, "zarr.json")
-
-
-def _run(root: Path, folder: Path) -> Iterator[tuple[str, Stamp]]:
-    for name in RUN_FILES:
-        yield from _stamped(root, folder, name)
+        found.update(_stamped(tap, _NUMBERED))
+    found.update(_stamped(folder / "assignments", _NUMBERED))
+    about = dict(_stamped(folder, re.compile(r"zarr\.json")))
+    return {**found, **about} if about else {}
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -72,16 +76,16 @@ def _folders(parent: Path) -> list[Path]:
         return []
 
 
-def _stamped(root: Path, folder: Path, ending: str) -> Iterator[tuple[str, Stamp]]:
+def _stamped(folder: Path, name: re.Pattern[str]) -> Iterator[tuple[str, Stamp]]:
+    """Give the full paths and stamps of the files in a folder that bear such a name."""
     try:
         with os.scandir(folder) as entries:
-            chosen = [entry for entry in entries if entry.name.endswith(ending)]
+            chosen = [entry for entry in entries if name.fullmatch(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return
-    prefix = folder.relative_to(root).as_posix()
     for entry in chosen:
         try:
             about = entry.stat()
         except FileNotFoundError:  # removed meanwhile
             continue
-        yield f"{prefix}/{entry.name}", (about.st_mtime_ns, about.st_size)
+        yield entry.path, (about.st_mtime_ns, about.st_size)
