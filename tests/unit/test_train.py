@@ -17,6 +17,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+import featstore
 import heads
 from featstore.errors import (
     ConflictError,
@@ -25,9 +26,12 @@ from featstore.errors import (
     NotFoundError,
     StorageError,
 )
+from featstore.types import ignore_progress
 from heads import labels as label_sources
 from heads.loop import LoopOptions, Recipe, deferred_interrupt
 from heads.runs import find_run, held, list_runs, read_run
+from heads.setup import Request, make_setup
+from heads.supply import Supply
 from tests.fakes import FakeReader, content, fake_extract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -360,6 +364,39 @@ def test_labels_of_another_data_set_are_learned_by_image(store, monkeypatch):
     crossed = heads.evaluate(own.path, data="fake:doubled", device="cpu")
     assert crossed.metrics["absrel"] == pytest.approx(0.5, abs=0.1)
     assert other.metrics["absrel"] < 0.35
+
+
+def test_equal_images_share_a_row_and_show_their_labels_in_turn(tmp_path):
+    class Doubled(FakeReader):
+        def depth(self, path):
+            return 2 * super().depth(path)
+
+        def read_image(self, item):
+            return FakeReader().read_image(item)
+
+    fake_extract(tmp_path / "s.zarr", [FakeReader(10), Doubled(10, name="doubled")])
+    setup = make_setup(
+        featstore.open(tmp_path / "s.zarr"),
+        Request(task="depth", val_fraction=0, batch_size=4, options=SMALL),
+        device=torch.device("cpu"),
+        targets_path=tmp_path / "targets",
+        progress=ignore_progress,
+    )
+    supply = Supply(setup)
+    assert len(setup.selection.train) == 16
+    assert supply.batches_per_epoch == 2  # of 8 rows
+    shown = []
+    for epoch in (0, 1):
+        batches = list(supply.epoch(epoch, 0))
+        shown.append({pair.row: pair.dataset for batch in batches for pair in batch.pairs})
+        for batch in batches:
+            depths = [
+                (2 if pair.dataset == "doubled" else 1) * FakeReader().depth(pair.path).mean()
+                for pair in batch.pairs
+            ]
+            found = batch.targets["depth"].mean(dim=(1, 2)).tolist()
+            assert found == pytest.approx(depths, rel=1e-3)
+    assert all({shown[0][row], shown[1][row]} == {"fake", "doubled"} for row in shown[0])
 
 
 def test_bad_labels_are_left_out_and_listed(tmp_path):
