@@ -1,0 +1,154 @@
+"""Is the depth head worth training? On rooms that it never saw, against what it has to beat.
+
+    python benchmarks/depth_proof.py
+    python benchmarks/depth_proof.py --images 100 --steps 200 --seeds 0
+
+Trains DeAP on `rooms` of one seed and measures it on rooms of another: three training seeds,
+beside ridge on the same tap, nearest patches, the train mean of each pixel, and the same head on
+random weights. Errors are test RMSE in metres with 95 % intervals that resample whole scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import heads
+from featstore.api import FeatureSet
+from featstore.api import open as open_store
+from featstore.datasets import open_dataset
+from featstore.extract import extract
+from heads.base import TapTokens
+from heads.baselines import Baseline, fit_mean_map, fit_nearest_patches, fit_ridge
+from heads.evaluate import labelled, measure_pairs
+from heads.feed import Feed
+from heads.labels import StoredLabels
+from heads.model import Model, load
+from heads.runs import find_run
+from heads.selection import Pair, select_split
+from heads.targets import checked_label
+
+BACKBONE = "efficientnet_lite0"
+
+
+class BaselineHead(nn.Module):
+    """Lets a fitted baseline stand where a head stands, so that it is measured alike."""
+
+    def __init__(self, baseline: Baseline) -> None:
+        super().__init__()
+        self.baseline = baseline
+        self.device_marker = nn.Parameter(torch.zeros(()))
+
+    def forward(self, inputs: list[TapTokens]) -> Tensor:
+        """Predict from the one tap."""
+        return self.baseline.predict(inputs[0])
+
+
+def batches(
+    model: Model, features: FeatureSet, pairs: tuple[Pair, ...]
+) -> Iterator[tuple[TapTokens, Mapping[str, Tensor]]]:
+    """Give tokens and targets of `pairs`, image by image."""
+    feed = Feed(features, model)
+    labels = StoredLabels(features.store, model.task.label_kind)
+    placements = features.placements([pair.row for pair in pairs])
+    for pair, label in labelled(pairs, labels):
+        values, valid = checked_label(label, placements[pair.row])
+        prepared = model.task.prepare(values, valid, placements[pair.row], model.head.output_hw)
+        targets = {name: torch.from_numpy(np.asarray(a))[None] for name, a in prepared.items()}
+        yield feed.tokens([pair.row])[0], targets
+
+
+def unseen_pairs(model: Model, features: FeatureSet) -> tuple[tuple[Pair, ...], StoredLabels]:
+    """Choose the unseen rooms: the larger split, no image of which was trained on."""
+    kind = model.task.label_kind
+    pairs, labels = select_split(
+        features.store, features, taps=list(model.tap_names), kind=kind, split="train", data=None
+    )
+    return tuple(pairs), labels
+
+
+def measure(model: Model, head: nn.Module, features: FeatureSet) -> dict[str, object]:
+    """Measure a head or a baseline on the unseen rooms."""
+    as_model = Model(head=head, task=model.task, taps=model.taps, norm=model.norm)
+    pairs, labels = unseen_pairs(model, features)
+    result = measure_pairs(as_model, Feed(features, as_model), pairs, labels)
+    rmse = next(metric for metric in result.metrics if metric.name == "rmse")
+    return {"rmse": round(rmse.value, 4), "low": round(rmse.low, 4), "high": round(rmse.high, 4)}
+
+
+def fitted(model: Model, features: FeatureSet) -> dict[str, Baseline]:
+    """Fit what the head has to beat on the same training rooms."""
+    kind = model.task.label_kind
+    pairs, _ = select_split(
+        features.store, features, taps=list(model.tap_names), kind=kind, split="train", data=None
+    )
+    groups = sorted({pair.group for pair in pairs})
+    held_out = set(groups[::8])
+    train = tuple(pair for pair in pairs if pair.group not in held_out)
+    validation = tuple(pair for pair in pairs if pair.group in held_out)
+    return {
+        "ridge": fit_ridge(batches(model, features, train), batches(model, features, validation)),
+        "nearest patches": fit_nearest_patches(
+            batches(model, features, train), batches(model, features, validation)
+        ),
+        "train mean": fit_mean_map(batches(model, features, train)),
+    }
+
+
+def main() -> None:
+    """Extract two sets of rooms, train, compare, print one JSON line a result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        for weights in (None, "random"):
+            run_one(Path(name), weights, args)
+
+
+def run_one(folder: Path, weights: str | None, args: argparse.Namespace) -> None:
+    """Compare on features of one set of weights."""
+    known = open_dataset(f"rooms:n={args.images},seed=0")
+    unseen = open_dataset(f"unseen=rooms:n={args.images},seed=1")
+    stores = folder / f"{weights}-known.zarr", folder / f"{weights}-unseen.zarr"
+    for store, reader in zip(stores, (known, unseen), strict=True):
+        extract(store, backbone=BACKBONE, weights=weights, taps=["stage:3"], data=[reader])
+    trained_on, measured_on = (open_store(store).feature_set() for store in stores)
+    results: dict[str, object] = {}
+    for seed in args.seeds:
+        report = heads.train(
+            stores[0], task="depth", steps=args.steps, batch_size=args.batch_size, seed=seed
+        )
+        model = load(find_run(stores[0], report.run_id))
+        results[f"deap, seed {seed}"] = measure(model, model.head, measured_on)
+    if weights is None:
+        for name, baseline in fitted(model, trained_on).items():
+            results[name] = measure(model, BaselineHead(baseline), measured_on)
+    for name, found in results.items():
+        line = {
+            "name": f"depth_proof, {weights or 'pretrained'} weights: {name}",
+            "value": found["rmse"],
+            "unit": "m",
+            "low": found["low"],
+            "high": found["high"],
+        }
+        if "train mean" in results:
+            line["ratio"] = round(found["rmse"] / results["train mean"]["rmse"], 3)
+            line["floor"] = "train mean of each pixel"
+        print(json.dumps({**line, **vars(args)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
