@@ -20,7 +20,7 @@ from heads.feed import Feed
 from heads.labels import LabelSource, StoredLabels
 from heads.metrics import Metric
 from heads.model import Model, load
-from heads.runs import PAIRS, Run, find_run, read_run
+from heads.runs import PAIRS, RECORD, Run, find_run, read_run
 from heads.selection import TEST, TRAIN, VAL, Pair, labelled_pairs, pairs_from_table, select_split
 from heads.targets import checked_label, in_threads
 from heads.tasks import Task
@@ -127,6 +127,8 @@ def locate_run(run: Run | str | Path, *, store: str | Path | None, runs: str | P
     if isinstance(run, Run):
         return run
     if store is None and runs is None:
+        if not (Path(run) / RECORD).is_file():
+            raise NotFoundError(f"No run folder at {run}. To look a run up by id, name its store.")
         return read_run(Path(run))
     return find_run(store if store is not None else "", str(run), runs=runs)
 

@@ -102,6 +102,8 @@ def test_the_held_out_part_and_the_train_part_can_be_measured_too(store):
         )
     with pytest.raises(NotFoundError, match="Splits that have some"):
         heads.evaluate(report.path, split="tset", device="cpu")
+    with pytest.raises(NotFoundError, match="name its store"):
+        heads.evaluate(report.run_id)
 
 
 def test_a_moved_store_evaluates_its_runs(store, tmp_path):
