@@ -35,7 +35,7 @@ def comparison_png(
 ) -> bytes:
     """Draw input, prediction, truth and error side by side.
 
-    Prediction and truth share one colour scale, that of the truth; the error is prediction minus
+    Prediction and truth share one colour scale that shows both; the error is prediction minus
     truth, on a scale that is symmetric around zero. Pixels without a value are grey.
 
     Args:
@@ -53,7 +53,7 @@ def comparison_png(
     """
     if prediction_hw.shape != truth_hw.shape:
         raise invalid("prediction_hw", prediction_hw.shape, f"of the truth's size {truth_hw.shape}")
-    low, high = _limits(truth_hw)
+    low, high = _limits(np.stack([prediction_hw, truth_hw]))
     error_hw = prediction_hw - truth_hw
     reach = _reach(error_hw)
     aspect = prediction_hw.shape[1] / prediction_hw.shape[0]
