@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -25,7 +24,7 @@ class _Work(Generic[T]):
 
     def __init__(self, n_pieces: int, slots: list[T], fill: Fill[T]) -> None:
         self.n_pieces = n_pieces
-        self.free: deque[T] = deque(slots)
+        self.free: list[T] = list(slots)
         self.ready: dict[int, T | BaseException] = {}
         self.fill: Fill[T] | None = fill
         self.following = 0
@@ -60,7 +59,8 @@ class _Work(Generic[T]):
                 return None
             number = self.following
             self.following += 1
-            return number, self.free.popleft()
+            # The slot used last is the warmest; those never needed are never touched.
+            return number, self.free.pop()
 
 
 def _stop(work: _Work[T], threads: list[threading.Thread], release: Callable[[], None]) -> None:

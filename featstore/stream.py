@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     import dask.array
 
 Buffers = Mapping[str, np.ndarray]
-PREFETCH_BYTES = 256 * 2**20
+PREFETCH_BYTES = 128 * 2**20
 N_THREADS = 2
+_BYTES_WORTH_THREADS = 4 * 2**20
 
 
 class Batch:
@@ -314,10 +317,22 @@ def read_rows(folder: FeatureSetFolder, tap: str, rows: Sequence[int] | np.ndarr
     try:
         reader.check(wanted)
         result = reader.empty(len(wanted))
-        reader.read_into(wanted, result)
+        _read_in_threads(reader, wanted, result)
         return result
     finally:
         reader.close()
+
+
+def _read_in_threads(reader: RowReader, rows: np.ndarray, out: np.ndarray) -> None:
+    """Read rows in as many pieces as there are threads, where that many bytes are worth it."""
+    n_pieces = N_THREADS if out.nbytes > _BYTES_WORTH_THREADS else 1
+    cuts = [len(rows) * piece // n_pieces for piece in range(n_pieces + 1)]
+    pieces = [slice(*pair) for pair in pairwise(cuts)]
+    with ThreadPoolExecutor(n_pieces) as pool:
+        others = [pool.submit(reader.read_into, rows[p], out[p]) for p in pieces[1:]]
+        reader.read_into(rows[pieces[0]], out[pieces[0]])
+        for other in others:
+            other.result()
 
 
 def to_numpy(folder: FeatureSetFolder, tap: str, where: str | None = None) -> np.ndarray:
