@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from cli.common import (
     store_option,
 )
 from cli.progress import ProgressLine
-from cli.tables import count, metrics, table
+from cli.tables import count, interval, metrics, table
 
 if TYPE_CHECKING:
     from heads.runs import Run
@@ -118,13 +119,18 @@ def rm(run: str, store_path: Path, runs_path: Path | None, as_json: bool) -> Non
 
 def _run_row(run: Run) -> list[Any]:
     record = run.record
-    measured = record.get("measured") or {}
-    name, value = next(iter(measured.get("metrics", {}).items()), ("", None))
+    measured = record.get("measured")  # absent until the run is done
     return [
         run.run_id,
         run.status,
         ", ".join(record["feature_set_names"]),
         ", ".join(record["taps"]),
         record.get("steps"),
-        "-" if value is None else f"{measured['split']} {name} {value:.4f}",
+        None if measured is None else _measured_text(measured),
     ]
+
+
+def _measured_text(measured: Mapping[str, Any]) -> str:
+    name = measured["primary_metric"]
+    low, high = measured["intervals"][name] or (None, None)
+    return f"{measured['split']} {name} {interval(measured['metrics'][name], low, high)}"

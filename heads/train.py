@@ -332,6 +332,7 @@ def _finished(
             "split": split,
             "images": result.per_image.num_rows,
             "groups": result.n_groups,
+            "primary_metric": setup.model.task.primary_metric,
             "metrics": result.values(),
             "intervals": result.intervals(),
             "note": result.metrics[0].note,

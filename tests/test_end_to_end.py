@@ -503,6 +503,7 @@ def test_evaluate_gives_what_training_reported(store, trained):
 def test_runs_are_listed_and_asked_for_in_sql(store, trained):
     listed = ok("heads", "ls", "--store", store, "--json").json["runs"]
     assert trained["run_id"] in [run["run_id"] for run in listed]
+    assert f"test rmse {trained['metrics']['rmse']:.3f}" in ok("heads", "ls", "--store", store).out
     query = """select run_id, head, task, value from metrics join runs using (run_id)
                where name = 'rmse' and split = 'test' order by value"""
     rows = ok("featstore", "sql", query, "--store", store, "--json").json["rows"]
