@@ -249,7 +249,8 @@ def _update(store: StoreFolder, *, is_fresh: bool) -> Path:
         with contextlib.suppress(OSError):
             return _update_at(store, store.index_path, lock, is_fresh=is_fresh)
     folder = _elsewhere() / short_key(str(store.path.resolve()))
-    folder.mkdir(exist_ok=True)
+    # Temporary folders are swept: a process that runs for weeks makes its own again.
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.duckdb"
     with _elsewhere_lock:
         if not is_fresh and not path.exists() and _folded(store.index_path) is not None:
