@@ -19,12 +19,10 @@ from featstore.arrays import open_array
 from featstore.codecs import decode
 from featstore.errors import FormatError, NotFoundError, not_found
 from featstore.ledgers import LedgerShard, check_stored, ledgers_of, listed, not_there
-from featstore.shards import REPAIR, MappedShard, Recent, crc32c, find_layout
+from featstore.shards import REPAIR, Recent, ShardFile, crc32c, find_layout
 from featstore.store import FeatureSetFolder
 
 MAX_OPEN_FILES = 256
-ADVISED_PIECES = 16
-"""Calls of `read_into` that ask for their chunks in advance after one that met the disk."""
 MAX_POOLED_BYTES = 32 * 2**20
 """Kept of a pooled tap's chunks by one reader, so that a chunk is not checked again a row."""
 
@@ -70,11 +68,11 @@ class RowReader:
         self._layout = find_layout(folder, self.source.tap, self.source.array)
         self._zarr_lock = threading.Lock()
         self._zarr_array: Any = None
-        self._advised_pieces = 1  # left to ask for in advance; a first time costs little
+        self._is_cold = True  # a first look costs little where everything is in memory
         n_items = int(np.prod(self.source.item_shape))
         self._row_bytes = n_items * folder.store_dtype.itemsize
         chunk_bytes = self._row_bytes * folder.layout.shard_rows
-        self._files: Recent[int, tuple[MappedShard, LedgerShard]] = Recent(MAX_OPEN_FILES)
+        self._files: Recent[int, tuple[ShardFile, LedgerShard]] = Recent(MAX_OPEN_FILES)
         self._blocks: Recent[int, tuple[np.ndarray, LedgerShard]] = Recent(
             max(1, MAX_POOLED_BYTES // chunk_bytes)
         )
@@ -130,8 +128,8 @@ class RowReader:
         shards, slots = np.divmod(rows, shard_rows)
         flat = out if self.is_decoded else out.view(np.uint8).reshape(len(out), self._row_bytes)
         places = list(zip(shards.tolist(), slots.tolist(), strict=True))
+        blocks = _blocks_from_disk()
         self._start_disk(places)
-        faults = _disk_faults()
         scratch = np.empty(self._row_bytes, np.uint8)
         stored = scratch.view(self._folder.store_dtype).reshape(self.source.item_shape)
         for place, (shard, slot) in enumerate(places):
@@ -142,13 +140,11 @@ class RowReader:
                 decode(stored, self._folder.dtype, out=flat[place])
             else:
                 read_row(shard, slot, flat[place])
-        # Rows asked for in advance come without a fault, so they tell nothing about the next.
-        waited = _disk_faults() > faults
-        self._advised_pieces = ADVISED_PIECES if waited else max(0, self._advised_pieces - 1)
+        self._is_cold = _blocks_from_disk() > blocks
 
     def _start_disk(self, places: Sequence[tuple[int, int]]) -> None:
-        """Ask for all chunks at once where rows before these had to wait for the disk."""
-        if self._advised_pieces and self._layout is not None and self.source.array != "pooled":
+        """Ask for all chunks at once where the rows before these came from the disk."""
+        if self._is_cold and self._layout is not None and self.source.array != "pooled":
             # What is damaged is told by the read, row by row.
             with contextlib.suppress(FormatError, NotFoundError):
                 for shard, slot in places:
@@ -159,11 +155,11 @@ class RowReader:
             return self._read_pooled
         return self._read_row if self._layout is not None else self._read_zarr_row
 
-    def _open(self, shard: int) -> tuple[MappedShard, LedgerShard]:
+    def _open(self, shard: int) -> tuple[ShardFile, LedgerShard]:
         assert self._layout is not None
         source = self.source
         path = self._folder.shard_file(source.tap, source.array, shard)
-        return MappedShard(path, self._layout), self._ledgers.shard(source.tap, shard)
+        return ShardFile(path, self._layout), self._ledgers.shard(source.tap, shard)
 
     def _read_row(self, shard: int, slot: int, out: np.ndarray) -> None:
         try:
@@ -245,7 +241,7 @@ class RowReader:
         )
 
 
-def _disk_faults() -> int:
-    """Count how often this thread has waited for the disk for a page of mapped memory."""
+def _blocks_from_disk() -> int:
+    """Count the blocks that this thread had to get from the disk, asked for in advance or not."""
     who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
-    return resource.getrusage(who).ru_majflt
+    return resource.getrusage(who).ru_inblock

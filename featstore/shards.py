@@ -4,13 +4,15 @@ A shard is a Zarr v3 `sharding_indexed` chunk: inner chunks (little-endian numbe
 crc32c in 4 bytes), in any order, then the index: offset and size of each inner chunk as uint64,
 little-endian, then the index's own crc32c. An absent chunk has all ones for both.
 
-Files are mapped, not read: one copy takes a row from the page cache to where the caller wants it.
+One `preadv` takes a chunk and its checksum from the page cache to where the caller wants them. A
+memory map would copy as often, pay for page faults wherever it is new, and end the process where
+a file becomes shorter.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -146,36 +148,39 @@ def parse_shard_index(path: Path, tail: np.ndarray, *, n_chunks: int, size: int)
     return index
 
 
-class MappedShard:
-    """One shard file, mapped, its index checked. The mapping ends when nobody refers to it."""
+class ShardFile:
+    """One open shard file, its index checked. It is closed when nobody refers to it any more."""
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self.path = path
         self.chunk_bytes = layout.chunk_bytes
+        self._handle = -1
+        n_bytes = 16 * layout.n_chunks + CRC_BYTES
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            size = os.fstat(self._handle).st_size
+            tail = os.pread(self._handle, n_bytes, max(0, size - n_bytes))
         except OSError as error:
             raise FormatError(
                 f"Shard file {path} cannot be read ({error.strerror}). {REPAIR}"
             ) from error
-        except ValueError as error:  # an empty file cannot be mapped
-            raise FormatError(f"Shard file {path} is empty. {REPAIR}") from error
-        self.data = np.frombuffer(self._map, np.uint8)
-        self._size = self.data.size
-        tail = self.data[max(0, self._size - 16 * layout.n_chunks - CRC_BYTES) :]
-        index = parse_shard_index(path, tail, n_chunks=layout.n_chunks, size=self._size)
+        index = parse_shard_index(
+            path, np.frombuffer(tail, np.uint8), n_chunks=layout.n_chunks, size=size
+        )
         # Python numbers: a lookup a row must cost nothing.
         self._places: list[tuple[int, int]] = list(map(tuple, index.tolist()))
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
 
     def advise(self, chunk: int) -> None:
         """Have the disk start on a chunk that is read soon; for files that are not in memory."""
         start, n_bytes = self._places[chunk]
-        if start < self._size and hasattr(mmap, "MADV_WILLNEED"):
-            end = min(start + n_bytes, self._size)
+        if start != ABSENT and hasattr(os, "posix_fadvise"):
             # In steps, for one call reads ahead no more than the device's limit.
-            for step in range(start // mmap.PAGESIZE * mmap.PAGESIZE, end, _READ_AHEAD):
-                self._map.madvise(mmap.MADV_WILLNEED, step, min(_READ_AHEAD, end - step))
+            for step in range(start, start + n_bytes, _READ_AHEAD):
+                os.posix_fadvise(self._handle, step, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
     def copy_chunk(self, chunk: int, out: np.ndarray) -> int:
         """Copy one chunk and check it against its own checksum.
@@ -188,21 +193,29 @@ class MappedShard:
             The crc32c of the bytes in `out`.
 
         Raises:
-            FormatError: The chunk is absent, of another size, or damaged.
+            FormatError: The chunk is absent, of another size, damaged or cut off.
         """
         start, n_bytes = self._places[chunk]
-        end = start + self.chunk_bytes
-        if n_bytes != self.chunk_bytes + CRC_BYTES:
+        wanted = self.chunk_bytes + CRC_BYTES
+        if n_bytes != wanted:
             problem = "is missing" if start == n_bytes == ABSENT else f"has {n_bytes} bytes"
             raise FormatError(f"Chunk {chunk} {problem} in shard file {self.path}.")
-        if self._map.size() != self._size:  # a read past the end would kill the process
-            raise FormatError(f"Shard file {self.path} changed its size while it was read.")
-        out[:] = self.data[start:end]
+        trailer = bytearray(CRC_BYTES)
+        buffers: list[Any] = [out, trailer]
+        try:
+            n_read = os.preadv(self._handle, buffers, start)
+        except OSError as error:
+            raise FormatError(
+                f"Shard file {self.path} cannot be read ({error.strerror})."
+            ) from error
         # While the bytes are in the processor's cache.
         found = crc32c(out)
-        if found != int.from_bytes(self._map[end : end + CRC_BYTES], "little"):
-            raise FormatError(f"Chunk {chunk} of shard file {self.path} is damaged.")
+        if n_read != wanted or found != int.from_bytes(trailer, "little"):
+            raise FormatError(f"Chunk {chunk} of shard file {self.path} is damaged or cut off.")
         return found
+
+
+MappedShard = ShardFile  # the name that `shard_check` knows
 
 
 class Recent(Generic[K, V]):

@@ -10,7 +10,7 @@ import pytest
 
 from featstore.arrays import chunk_crc32c, ensure_array, write_shard
 from featstore.errors import FormatError
-from featstore.shards import ABSENT, MappedShard, Recent, ShardLayout, find_layout, read_shard_index
+from featstore.shards import ABSENT, Recent, ShardFile, ShardLayout, find_layout, read_shard_index
 from featstore.store import FeatureSetFolder, write_attributes
 from featstore.types import TapShape
 
@@ -65,7 +65,7 @@ def test_a_chunk_is_copied_and_its_checksum_given(folder, block):
     write_shard(folder, "norm", "patch", 0, block)
     layout = find_layout(folder, "norm", "patch")
     assert layout == ShardLayout(n_chunks=SHARD_ROWS, chunk_bytes=4 * 6 * 2)
-    file = MappedShard(folder.shard_file("norm", "patch", 0), layout)
+    file = ShardFile(folder.shard_file("norm", "patch", 0), layout)
     out = np.zeros(layout.chunk_bytes, np.uint8)
     assert file.copy_chunk(1, out) == chunk_crc32c(block[1])
     assert out.tobytes() == block[1].tobytes()
@@ -79,17 +79,17 @@ def test_a_truncated_file_is_an_error(folder, block, n_left):
     with pytest.raises(FormatError, match=r"verify --repair"):
         read_shard_index(path, SHARD_ROWS)
     with pytest.raises(FormatError, match=r"verify --repair"):
-        MappedShard(path, find_layout(folder, "norm", "patch"))
+        ShardFile(path, find_layout(folder, "norm", "patch"))
 
 
 def test_a_file_truncated_while_it_is_open_does_not_kill_the_process(folder, block):
     write_shard(folder, "norm", "patch", 0, block)
     path = folder.shard_file("norm", "patch", 0)
     layout = find_layout(folder, "norm", "patch")
-    file = MappedShard(path, layout)
+    file = ShardFile(path, layout)
     with path.open("r+b") as handle:
         handle.truncate(0)
-    with pytest.raises(FormatError, match="changed its size"):
+    with pytest.raises(FormatError, match="damaged or cut off"):
         file.copy_chunk(0, np.zeros(layout.chunk_bytes, np.uint8))
 
 
