@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from featstore.errors import FeatstoreError, FormatError, NotFoundError
 from featstore.findings import Findings
 from featstore.ledger import read_ledger
-from featstore.shards import MappedShard, ShardLayout, crc32c
+from featstore.shards import ShardFile, ShardLayout, crc32c
 from featstore.store import FeatureSetFolder
 
 KEYS = ("row", "image_key", "crop", "view")
@@ -90,7 +90,7 @@ class _ArrayCheck:
         if layout is None:
             return self._decoded(crcs)
         try:
-            shard = MappedShard(self.path, layout)
+            shard = ShardFile(self.path, layout)
         except FormatError as error:
             return tuple(crcs), str(error)
         buffer = np.empty(layout.chunk_bytes, np.uint8)

@@ -210,15 +210,15 @@ def test_leftovers_are_waste_wherever_they_lie(path, feature_set):
 
 def test_a_pooled_chunk_is_read_once_a_shard(path, monkeypatch):
     chunks = []
-    from featstore.shards import MappedShard
+    from featstore.shards import ShardFile
 
-    original = MappedShard.copy_chunk
+    original = ShardFile.copy_chunk
 
     def copy_chunk(self, chunk, out):
         chunks.append((self.path, chunk))
         return original(self, chunk, out)
 
-    monkeypatch.setattr(MappedShard, "copy_chunk", copy_chunk)
+    monkeypatch.setattr(ShardFile, "copy_chunk", copy_chunk)
     assert verify(path).ok
     assert len(chunks) == len(set(chunks)) == 19 * 4 + 3  # rows x dense arrays, pooled shards
 
