@@ -215,9 +215,6 @@ class ShardFile:
         return found
 
 
-MappedShard = ShardFile  # the name that `shard_check` knows
-
-
 class Recent(Generic[K, V]):
     """The most recently used values by key, at most `limit`; safe to use from threads."""
 
