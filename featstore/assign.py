@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featstore.files import write_parquet
+from featstore.files import next_number, write_parquet
 from featstore.geometry import place
 from featstore.items import FoundItem
 from featstore.ledger import read_ledger
@@ -120,7 +120,7 @@ def assign(
         {"row": first + place_in_order, **assignment_line(framing, ordered[int(position)])}
         for place_in_order, position in enumerate(order)
     ]
-    number = len(folder.assignment_paths())
+    number = next_number(folder.assignment_paths())
     path = folder.path / "assignments" / f"{number:05d}.parquet"
     write_parquet(path, pa.Table.from_pylist(lines, schema=ASSIGNMENT_SCHEMA))
 

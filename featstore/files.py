@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,15 @@ def read_parquet(
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FormatError(f"{path} is damaged ({reason}). Run `featstore verify`.") from error
+
+
+def next_number(paths: Iterable[Path]) -> int:
+    """Give the number after the largest that the stems of `paths` end in; 0 for none.
+
+    Not their count: where a file was lost, the count is a number that is taken.
+    """
+    stems = (path.stem.rpartition("-")[2] for path in paths)
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=-1) + 1
 
 
 def remove_partials(folder: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from featstore.errors import BadImageError, InvalidInputError
-from featstore.files import read_parquet, write_json, write_parquet
+from featstore.files import next_number, read_parquet, write_json, write_parquet
 from featstore.geometry import clip_box
 from featstore.hashing import canonical_json, image_key, short_key
 from featstore.images import probe
@@ -126,7 +126,7 @@ def write_items(store: StoreFolder, reader: Reader, found: Sequence[FoundItem]) 
         write_json(path, about)
     changed = [line for line in lines if known.get(line["item"]) != line]
     if changed:
-        generation = len(list(folder.glob("*.parquet")))
+        generation = next_number(folder.glob("*.parquet"))
         table = pa.Table.from_pylist(changed, schema=SCHEMA)
         write_parquet(folder / f"{generation:05d}.parquet", table)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from featstore.errors import BadImageError, NotFoundError
-from featstore.files import read_parquet, write_parquet
+from featstore.files import next_number, read_parquet, write_parquet
 from featstore.hashing import image_key
 from featstore.images import decode, thumbnail
 from featstore.items import BadImage, FoundItem, item_id, read_dataset, read_items
@@ -101,7 +101,7 @@ def _write(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _next_path(folder: Path, kind: str) -> Path:
-    return folder / f"{kind}-{len(list(folder.glob(f'{kind}-*.parquet'))):05d}.parquet"
+    return folder / f"{kind}-{next_number(folder.glob(f'{kind}-*.parquet')):05d}.parquet"
 
 
 def _read(reader: Reader, entry: FoundItem, kind: str) -> dict[str, Any] | str:

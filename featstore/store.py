@@ -152,7 +152,8 @@ class FeatureSetFolder:
     def committed_shards(self, tap: str) -> list[int]:
         """List the committed shards of one tap, ascending."""
         folder = self.path / "ledger" / tap_folder(tap)
-        return sorted(int(path.stem) for path in folder.glob("*.parquet"))
+        stems = (path.stem for path in folder.glob("*.parquet"))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def assignment_paths(self) -> list[Path]:
         """List the assignment files, oldest first."""

@@ -15,7 +15,7 @@ from featstore.errors import (
     StorageError,
 )
 from featstore.feature_sets import find_feature_set, read_final_norm
-from featstore.files import PARTIAL, exclusive, remove_partials, write_bytes
+from featstore.files import PARTIAL, exclusive, next_number, remove_partials, write_bytes
 from featstore.store import create_folder, crop_text, open_folder, parse_crop
 from tests.fakes import FakeReader, fake_extract, fake_plan
 
@@ -136,3 +136,9 @@ def test_a_read_only_store_says_so(tmp_path):
     path.chmod(0o500)
     with pytest.raises(StorageError, match="Permission denied"):
         fake_extract(path, [FakeReader(8)])
+
+
+def test_the_next_file_is_numbered_after_the_last_even_where_one_was_lost(tmp_path):
+    assert next_number([]) == 0
+    names = ["00000.parquet", "00002.parquet", "depth-00007.parquet", "notes.txt"]
+    assert next_number([tmp_path / name for name in names]) == 8
