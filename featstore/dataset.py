@@ -101,7 +101,8 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
             folder = FeatureSetFolder(Path(self._path))
             is_float32 = self._dtype == "float32"
             self._readers = {
-                name: RowReader(folder, name, as_float32=is_float32) for name in self.taps
+                name: RowReader(folder, name, as_float32=is_float32, n_readers=len(self.taps))
+                for name in self.taps
             }
         return self._readers
 

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from featstore.errors import FormatError, NotFoundError
 from featstore.ledger import read_ledger
 from featstore.shards import REPAIR
 from featstore.store import FeatureSetFolder
+
+NO_CRC = -1
+"""Stands where a ledger names no checksum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +28,7 @@ class LedgerShard:
     stamp: tuple[int, ...]  # of the file it was read from
     reasons: tuple[str | None, ...]  # why a slot cannot be read; None where it can
     is_stored: np.ndarray  # bool by slot
-    crcs: dict[str, tuple[int | None, ...]]  # array -> checksum a slot
+    crcs: dict[str, np.ndarray]  # array -> int64 checksum by slot, or NO_CRC
 
 
 class Ledgers:
@@ -76,12 +80,11 @@ class Ledgers:
         for slot, status, reason in lines:
             reasons[slot] = None if status == "ok" else f"rejected: {reason}"
         is_stored = np.array([reason is None for reason in reasons])
-        crcs: dict[str, tuple[int | None, ...]] = {}
+        crcs = {}
         for array in folder.taps[tap].arrays:
-            column: list[int | None] = [None] * n_rows
-            for slot, crc in zip(slots, table[f"{array}_crc32c"].to_pylist(), strict=True):
-                column[slot] = crc
-            crcs[array] = tuple(column)
+            found = table[f"{array}_crc32c"].cast(pa.int64()).fill_null(NO_CRC)
+            crcs[array] = np.full(n_rows, NO_CRC)
+            crcs[array][slots] = found.to_numpy()
         return LedgerShard(stamp=stamp, reasons=tuple(reasons), is_stored=is_stored, crcs=crcs)
 
 

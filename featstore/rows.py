@@ -18,13 +18,18 @@ import numpy as np
 from featstore.arrays import open_array
 from featstore.codecs import decode
 from featstore.errors import FormatError, NotFoundError, not_found
-from featstore.ledgers import LedgerShard, check_stored, ledgers_of, listed, not_there
+from featstore.ledgers import NO_CRC, LedgerShard, check_stored, ledgers_of, listed, not_there
 from featstore.shards import REPAIR, Recent, ShardFile, crc32c, find_layout
 from featstore.store import FeatureSetFolder
 
-MAX_OPEN_FILES = 256
 MAX_POOLED_BYTES = 32 * 2**20
 """Kept of a pooled tap's chunks by one reader, so that a chunk is not checked again a row."""
+
+
+def max_open_files() -> int:
+    """Choose how many shard files to keep open: a quarter of what a process may, at most 1024."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1024 if soft == resource.RLIM_INFINITY else max(8, min(1024, soft // 4))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +61,18 @@ def find_array(folder: FeatureSetFolder, name: str) -> ArrayName:
 class RowReader:
     """Reads rows of one array; its methods may be called from threads.
 
-    Use it in a ``with`` or call `close`; what is open also ends with the object.
+    Use it in a ``with`` or call `close`; what is open also ends with the object. A reader that
+    works beside others is told how many they are (`n_readers`), since they share what may be open.
     """
 
-    def __init__(self, folder: FeatureSetFolder, name: str, *, as_float32: bool = False) -> None:
+    def __init__(
+        self,
+        folder: FeatureSetFolder,
+        name: str,
+        *,
+        as_float32: bool = False,
+        n_readers: int = 1,
+    ) -> None:
         self.source = find_array(folder, name)
         self.is_decoded = as_float32 and folder.dtype != "float32"
         self.dtype = np.dtype(np.float32) if as_float32 else folder.store_dtype
@@ -72,7 +85,9 @@ class RowReader:
         n_items = int(np.prod(self.source.item_shape))
         self._row_bytes = n_items * folder.store_dtype.itemsize
         chunk_bytes = self._row_bytes * folder.layout.shard_rows
-        self._files: Recent[int, tuple[ShardFile, LedgerShard]] = Recent(MAX_OPEN_FILES)
+        self._files: Recent[int, tuple[ShardFile, LedgerShard]] = Recent(
+            max(1, max_open_files() // n_readers)
+        )
         self._blocks: Recent[int, tuple[np.ndarray, LedgerShard]] = Recent(
             max(1, MAX_POOLED_BYTES // chunk_bytes)
         )
@@ -201,18 +216,18 @@ class RowReader:
                 found = file.copy_chunk(0, block)
             except FormatError as error:
                 raise self._damaged(shard, slots, str(error)) from error
-        if any(found != ledger.crcs["pooled"][slot] for slot in slots):
+        if (ledger.crcs["pooled"][slots] != found).any():
             raise self._damaged(shard, slots, "It holds other bytes than were committed.")
         return block.reshape(layout.shard_rows, -1), ledger
 
     def _committed(self, shard: int, slot: int, ledger: LedgerShard) -> int:
         """Give the checksum that the ledger has for a row; that row must be stored."""
         reason = ledger.reasons[slot]
-        found = ledger.crcs[self.source.array][slot]
+        found = int(ledger.crcs[self.source.array][slot])
         if reason is not None:
             row = self._folder.layout.rows_of(shard)[slot]
             raise not_there(self._folder, self.source.tap, {row: reason})
-        if found is None:
+        if found == NO_CRC:
             path = self._folder.ledger_path(self.source.tap, shard)
             raise FormatError(f"{path} names no checksum for a stored row. {REPAIR}")
         return found

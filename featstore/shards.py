@@ -11,6 +11,7 @@ a file becomes shorter.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -23,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import google_crc32c
 import numpy as np
 
-from featstore.errors import FormatError
+from featstore.errors import FeatstoreError, FormatError, StorageError
 from featstore.store import FeatureSetFolder
 
 K = TypeVar("K", bound=Hashable)
@@ -50,6 +51,7 @@ def find_layout(folder: FeatureSetFolder, tap: str, array: str) -> ShardLayout |
 
     Raises:
         FormatError: The metadata is missing, does not parse, or is of another shape.
+        StorageError: The system refused to open it.
     """
     path = folder.array_path(tap, array) / "zarr.json"
     shard_rows, item = folder.layout.shard_rows, folder.taps[tap].arrays[array]
@@ -57,9 +59,11 @@ def find_layout(folder: FeatureSetFolder, tap: str, array: str) -> ShardLayout |
         metadata = json.loads(path.read_text())
         shape, data_type = metadata["shape"], metadata["data_type"]
         is_ours = list(shape[1:]) == list(item) and data_type == _DATA_TYPES[folder.dtype]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise FormatError(
-            f"{path} (tap {tap} of feature set {folder.key}) is missing or damaged. {REPAIR}"
+            f"{path} (tap {tap} of feature set {folder.key}) is damaged. {REPAIR}"
         ) from error
     if not is_ours:
         raise FormatError(
@@ -112,11 +116,22 @@ def crc32c(flat: np.ndarray) -> int:
     return int(google_crc32c.value(flat))
 
 
+def _unreadable(path: Path, error: OSError) -> FeatstoreError:
+    """Build the error for a file that does not open; only an absent one is damage to repair."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
+        return FormatError(f"{path} cannot be read ({error.strerror}). {REPAIR}")
+    return StorageError(
+        f"{path} cannot be opened ({error.strerror}). It need not be damaged: check its "
+        "permission and the limit of open files (`ulimit -n`), then run this again."
+    )
+
+
 def read_shard_index(path: Path, n_chunks: int) -> np.ndarray:
     """Read the index of a shard file: uint64 (n_chunks, 2), offset and bytes of each chunk.
 
     Raises:
         FormatError: The file is missing or too short, or its index is damaged.
+        StorageError: The system refused to open it.
     """
     n_bytes = 16 * n_chunks + CRC_BYTES
     try:
@@ -125,9 +140,7 @@ def read_shard_index(path: Path, n_chunks: int) -> np.ndarray:
             file.seek(max(0, size - n_bytes))
             tail = np.frombuffer(file.read(n_bytes), np.uint8)
     except OSError as error:
-        raise FormatError(
-            f"Shard file {path} cannot be read ({error.strerror}). {REPAIR}"
-        ) from error
+        raise _unreadable(path, error) from error
     return parse_shard_index(path, tail, n_chunks=n_chunks, size=size)
 
 
@@ -161,14 +174,10 @@ class ShardFile:
             size = os.fstat(self._handle).st_size
             tail = os.pread(self._handle, n_bytes, max(0, size - n_bytes))
         except OSError as error:
-            raise FormatError(
-                f"Shard file {path} cannot be read ({error.strerror}). {REPAIR}"
-            ) from error
-        index = parse_shard_index(
+            raise _unreadable(path, error) from error
+        self._index = parse_shard_index(
             path, np.frombuffer(tail, np.uint8), n_chunks=layout.n_chunks, size=size
         )
-        # Python numbers: a lookup a row must cost nothing.
-        self._places: list[tuple[int, int]] = list(map(tuple, index.tolist()))
 
     def __del__(self) -> None:
         if self._handle >= 0:
@@ -176,7 +185,7 @@ class ShardFile:
 
     def advise(self, chunk: int) -> None:
         """Have the disk start on a chunk that is read soon; for files that are not in memory."""
-        start, n_bytes = self._places[chunk]
+        start, n_bytes = self._index[chunk].tolist()
         if start != ABSENT and hasattr(os, "posix_fadvise"):
             # In steps, for one call reads ahead no more than the device's limit.
             for step in range(start, start + n_bytes, _READ_AHEAD):
@@ -195,7 +204,7 @@ class ShardFile:
         Raises:
             FormatError: The chunk is absent, of another size, damaged or cut off.
         """
-        start, n_bytes = self._places[chunk]
+        start, n_bytes = self._index[chunk].tolist()
         wanted = self.chunk_bytes + CRC_BYTES
         if n_bytes != wanted:
             problem = "is missing" if start == n_bytes == ABSENT else f"has {n_bytes} bytes"

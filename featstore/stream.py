@@ -201,8 +201,9 @@ class _Readers:
     def __init__(self, folder: FeatureSetFolder, names: Sequence[str], dtype: str | None) -> None:
         if not names or len(set(names)) != len(names):
             raise invalid("taps", list(names), "one or more different taps")
+        is_float32, n = dtype == "float32", len(names)
         self.by_name = {
-            name: RowReader(folder, name, as_float32=dtype == "float32") for name in names
+            name: RowReader(folder, name, as_float32=is_float32, n_readers=n) for name in names
         }
 
     def __enter__(self) -> _Readers:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from featstore.errors import FeatstoreError, FormatError
+from featstore.errors import FeatstoreError, FormatError, StorageError
 from featstore.rows import RowReader
 from featstore.store import FeatureSetFolder, open_folder
 from featstore.stream import open_stream, read_rows
@@ -255,3 +258,49 @@ def test_every_bit_of_an_array_s_metadata_gives_an_error_or_the_right_numbers(pl
             except FeatstoreError:
                 continue
             np.testing.assert_array_equal(found, expected["norm"])
+
+
+@pytest.fixture
+def many_shards(tmp_path):
+    """A store with a shard a row: 100 shard files."""
+    fake_extract(tmp_path / "s.zarr", [FakeReader(N_ROWS)], shard_rows=1)
+    return FeatureSetFolder(tmp_path / "s.zarr" / "feature_sets" / fake_plan().key())
+
+
+@pytest.fixture
+def leave_files():
+    """Let this process open only so many more files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+
+    def leave(n_files: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(n_files):
+            os.close(held.pop())
+
+    yield leave
+    for handle in held:
+        os.close(handle)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_stream_stays_within_the_limit_of_open_files(many_shards, leave_files):
+    expected = {name: read_rows(many_shards, name, ROWS) for name in ARRAYS}
+    leave_files(60)
+    for number, batch in enumerate(open_stream(many_shards, list(ARRAYS), rows=ROWS, batch_size=5)):
+        for name in ARRAYS:
+            np.testing.assert_array_equal(batch[name], expected[name][5 * number : 5 * number + 5])
+
+
+def test_a_limit_that_is_reached_is_not_told_as_damage(many_shards, leave_files):
+    reader = RowReader(many_shards, "norm")
+    reader.check(ROWS)
+    out = reader.empty(N_ROWS)
+    leave_files(0)
+    with pytest.raises(StorageError, match=r"Too many open files.*need not be damaged"):
+        reader.read_into(ROWS, out)
+    with pytest.raises(StorageError, match=r"zarr\.json.*Too many open files"):
+        RowReader(many_shards, "block:0")
