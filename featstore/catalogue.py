@@ -28,6 +28,8 @@ class BackboneEntry:
     licence: str
     hub: str = ""  # where the weights come from, if not from timm's own page
     note: str = ""
+    mean: tuple[float, ...] = ()  # of RGB in [0, 1], where it is not that of the timm name
+    std: tuple[float, ...] = ()
 
     @property
     def default_size(self) -> int:
@@ -57,9 +59,10 @@ _VITS = [
     ("dinov3_7b", "vit_7b_patch16_dinov3.lvd1689m", 4096, 40, 16, 5, 256, _DINOV3),
     ("dino_b", "vit_base_patch8_224.dino", 768, 12, 8, 1, 224, _APACHE),
     ("mae_b", "vit_base_patch16_224.mae", 768, 12, 16, 1, 224, _NC),
-    ("clip_b", "vit_base_patch16_clip_224.openai", 768, 12, 16, 1, 224, _APACHE),
-    ("clip_l", "vit_large_patch14_clip_224.openai", 1024, 24, 14, 1, 224, _APACHE),
-    ("metaclip_b", "vit_base_patch16_clip_224.metaclip_2pt5b", 768, 12, 16, 1, 224, _NC),
+    # Trained with QuickGELU: the names without it compute other numbers from the same weights.
+    ("clip_b", "vit_base_patch16_clip_quickgelu_224.openai", 768, 12, 16, 1, 224, _APACHE),
+    ("clip_l", "vit_large_patch14_clip_quickgelu_224.openai", 1024, 24, 14, 1, 224, _APACHE),
+    ("metaclip_b", "vit_base_patch16_clip_quickgelu_224.metaclip_2pt5b", 768, 12, 16, 1, 224, _NC),
     ("siglip_b_224", "vit_base_patch16_siglip_224.webli", 768, 12, 16, 0, 224, _APACHE),
     ("siglip_b_384", "vit_base_patch16_siglip_384.webli", 768, 12, 16, 0, 384, _APACHE),
     ("siglip_b_512", "vit_base_patch16_siglip_512.webli", 768, 12, 16, 0, 512, _APACHE),
@@ -117,6 +120,10 @@ def _entries() -> Iterator[BackboneEntry]:
         n_prefix=1,
         native_size=224,
         licence="mit",
+        # The normalisation of OpenAI's CLIP; that of timm's own weights of this name is 0.5.
+        # Source: Imageomics/pybioclip, src/bioclip/predict.py, `preprocess_img`.
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
         hub="imageomics/bioclip-2:open_clip_model.safetensors",
         note="the image tower of BioCLIP 2, an open_clip file that timm's filter reads",
     )

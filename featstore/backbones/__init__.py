@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featstore.backbones.loading import LoadedModel, load_model
-from featstore.backbones.weights import state_arrays
-from featstore.catalogue import find
+from featstore.backbones.loading import SIZE_ERRORS, LoadedModel, load_model, read_name
+from featstore.backbones.weights import first_line, state_arrays
 from featstore.errors import InvalidInputError, invalid
 from featstore.hashing import tensors_hash
 from featstore.taps import base_tap, default_taps, parse_tap, resolve_taps
@@ -47,9 +46,10 @@ class Backbone:
 
     def __init__(self, loaded: LoadedModel, *, device: str, taps: Sequence[str] | None) -> None:
         model: Any = loaded.model.requires_grad_(False)
+        blueprint = loaded.blueprint
         levels = [(int(one["num_chs"]), int(one["reduction"])) for one in model.feature_info]
-        self.name = loaded.name
-        self.architecture = loaded.architecture
+        self.name = blueprint.name
+        self.architecture = blueprint.architecture
         self.tag = loaded.tag
         self.weights_source = loaded.source
         self.licence = loaded.licence
@@ -58,21 +58,16 @@ class Backbone:
         self.unit = "block" if len(set(levels)) == 1 and len(levels) > 1 else "stage"
         self.depth = len(levels)
         self.width, self.stride = levels[-1]
-        self.n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
-        self.mean = tuple(float(value) for value in loaded.config.mean)
-        self.std = tuple(float(value) for value in loaded.config.std)
-        self.interpolation = str(loaded.config.interpolation)
-        native = tuple(loaded.config.input_size[1:])
-        self.position_grid = _position_rule(model, native, self.input_hw)
+        self.prefix_order = _prefix_order(model) if self.unit == "block" else ()
+        self.n_prefix = len(self.prefix_order)
+        self.mean = tuple(float(value) for value in blueprint.config.mean)
+        self.std = tuple(float(value) for value in blueprint.config.std)
+        self.interpolation = str(blueprint.config.interpolation)
+        self.position_grid = _position_rule(model, blueprint.native_hw, self.input_hw)
         # The whole model is hashed: which taps are asked for must not change the key.
         self.weights_sha256 = tensors_hash(state_arrays(model))
         self._norm = _final_norm(model) if self.unit == "block" else None
-        wanted = default_taps(unit=self.unit, depth=self.depth) if taps is None else taps
-        if taps is None and self._norm is None:
-            wanted = tuple(tap for tap in wanted if tap != "norm")
-        self.taps = resolve_taps(wanted, unit=self.unit, depth=self.depth, n_prefix=self.n_prefix)
-        if self._norm is None and any(base_tap(tap) == "norm" for tap in self.taps):
-            raise invalid("tap", "norm", f"one that {self.architecture} has; it has no final norm")
+        self.taps = self._resolved(taps)
         self._indices = self._needed_indices()
         model.prune_intermediate_layers(self._indices, prune_norm=False)
         # Convolutions run faster, and tokens come out in their stored order without a copy.
@@ -82,19 +77,38 @@ class Backbone:
             self._norm = self._norm.to(device)
         self._mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        self.tap_shapes = self._dry_shapes()
+        self._format = "NCHW"
+        try:
+            self.tap_shapes = self._dry_shapes()
+        except SIZE_ERRORS as error:
+            raise self._refused_size(error, blueprint.native_hw) from error
+
+    def _resolved(self, taps: Sequence[str] | None) -> tuple[str, ...]:
+        """Check the taps, or choose the default ones.
+
+        Raises:
+            InvalidInputError: One does not exist here.
+        """
+        wanted = default_taps(unit=self.unit, depth=self.depth) if taps is None else taps
+        if taps is None and self._norm is None:
+            wanted = tuple(tap for tap in wanted if tap != "norm")
+        n_cls = int(self.prefix_order[:1] == ("cls",))
+        resolved = resolve_taps(wanted, unit=self.unit, depth=self.depth, n_prefix=n_cls)
+        if self._norm is None and any(base_tap(tap) == "norm" for tap in resolved):
+            raise invalid("tap", "norm", f"one that {self.architecture} has; it has no final norm")
+        return resolved
+
+    def _refused_size(self, error: Exception, native: tuple[int, int]) -> InvalidInputError:
+        height, width = self.input_hw
+        return InvalidInputError(
+            f"{self.architecture} does not take images of {height}x{width} pixels "
+            f"({first_line(error)}). Its own size is "
+            f"{native[0]}x{native[1]}: --image-size {native[0]}."
+        )
 
     def _needed_indices(self) -> list[int]:
         numbers = {parse_tap(tap).index for tap in self.taps}
         return sorted({self.depth - 1 if number is None else number for number in numbers})
-
-    @cached_property
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"norm": False, "intermediates_only": True}
-        if self.unit == "block" and self.n_prefix:
-            options["return_prefix_tokens"] = True
-        options["output_fmt"] = "NCHW"
-        return options
 
     @torch.inference_mode()
     def forward(self, images_bhwc: np.ndarray) -> dict[str, torch.Tensor]:
@@ -114,17 +128,29 @@ class Backbone:
             pixels = pixels.to(self.device)
         images = pixels.permute(0, 3, 1, 2).contiguous(memory_format=self._memory).float()
         images = images.div_(255).sub_(self._mean).div_(self._std)
-        outputs = self.model.forward_intermediates(images, indices=self._indices, **self._options)
-        return self._collect(dict(zip(self._indices, outputs, strict=True)))
+        return self._collect(self._intermediates(images, self._format))
+
+    def _intermediates(self, images_bchw: torch.Tensor, output_format: str) -> dict[int, Any]:
+        """Run timm's model: block or stage number -> map, or (map, prefix tokens)."""
+        options = {"return_prefix_tokens": True} if self.n_prefix else {}
+        outputs = self.model.forward_intermediates(
+            images_bchw,
+            indices=self._indices,
+            norm=False,
+            intermediates_only=True,
+            output_fmt=output_format,
+            **options,
+        )
+        return dict(zip(self._indices, outputs, strict=True))
 
     def _collect(self, outputs: Mapping[int, Any]) -> dict[str, torch.Tensor]:
-        """Turn timm's maps into the taps asked for."""
+        """Turn timm's outputs into the taps asked for."""
         dense: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         for tap in sorted({base_tap(tap) for tap in self.taps}):
             index = parse_tap(tap).index
             output = outputs[self.depth - 1 if index is None else index]
             spatial, prefix = output if isinstance(output, tuple) else (output, None)
-            patch = spatial.flatten(2).transpose(1, 2)
+            patch = spatial if spatial.ndim == 3 else spatial.flatten(2).transpose(1, 2)
             if index is None and self._norm is not None:
                 patch = self._norm(patch)
                 prefix = None if prefix is None else self._norm(prefix)
@@ -143,33 +169,39 @@ class Backbone:
         return collected
 
     def _dry_shapes(self) -> dict[str, TapShape]:
-        """Run one black image: the grid is read off, the operations are counted."""
-        zeros = np.zeros((1, *self.input_hw, 3), np.uint8)
+        """Run one noise image: the grid is read off, the operations are counted."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(1, 3, *self.input_hw, generator=generator).to(self.device)
         counter = FlopCounterMode(display=False)
         with torch.inference_mode(), counter:
-            pixels = torch.from_numpy(zeros).to(self.device).permute(0, 3, 1, 2).float()
-            outputs = self.model.forward_intermediates(
-                pixels, indices=self._indices, **self._options
-            )
-            collected = self._collect(dict(zip(self._indices, outputs, strict=True)))
+            outputs = self._intermediates(images, "NCHW")
         self.flops_per_image = float(counter.get_total_flops())
-        grids = {}
-        for number, output in zip(self._indices, outputs, strict=True):
-            spatial = output[0] if isinstance(output, tuple) else output
-            grids[number] = (int(spatial.shape[-2]), int(spatial.shape[-1]))
+        collected = self._collect(outputs)
+        if self.unit == "block" and self._gives_tokens(images, collected):
+            self._format = "NLC"
         shapes = {}
         for tap in self.taps:
             index = parse_tap(tap).index
-            grid = grids[self.depth - 1 if index is None else index]
+            output = outputs[self.depth - 1 if index is None else index]
+            spatial = output[0] if isinstance(output, tuple) else output
             is_pooled = collected[tap].ndim == 2
             prefix = collected.get(f"{tap}/prefix")
             shapes[tap] = TapShape(
                 tap=tap,
                 dim=int(collected[tap].shape[-1]),
-                grid=None if is_pooled else grid,
+                grid=None if is_pooled else (int(spatial.shape[-2]), int(spatial.shape[-1])),
                 n_prefix=0 if prefix is None else int(prefix.shape[1]),
             )
         return shapes
+
+    @torch.inference_mode()
+    def _gives_tokens(self, images: torch.Tensor, expected: Mapping[str, torch.Tensor]) -> bool:
+        """Tell whether the model gives tokens itself, row-major: maps cost two copies more."""
+        try:
+            found = self._collect(self._intermediates(images, "NLC"))
+        except AssertionError:
+            return False
+        return all(torch.allclose(found[tap], value) for tap, value in expected.items())
 
     @property
     def final_norm(self) -> FinalNormWeights | None:
@@ -207,7 +239,7 @@ class Backbone:
             "width": self.width,
             "stride": self.stride,
             "n_prefix": self.n_prefix,
-            "prefix_order": ["cls", *["register"] * (self.n_prefix - 1)] if self.n_prefix else [],
+            "prefix_order": list(self.prefix_order),
             "input_hw": list(self.input_hw),
             "mean": list(self.mean),
             "std": list(self.std),
@@ -216,13 +248,26 @@ class Backbone:
         }
 
 
-def _position_rule(model: Any, native: tuple[int, ...], hw: tuple[int, int]) -> str:
+def _prefix_order(model: Any) -> tuple[str, ...]:
+    """Name the prefix tokens in their order: CLS, DeiT's distillation token, registers."""
+    parameters = inspect.signature(model.forward_intermediates).parameters
+    if "return_prefix_tokens" not in parameters:
+        return ()
+    n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+    named = [
+        kind
+        for kind, attribute in (("cls", "cls_token"), ("distillation", "dist_token"))
+        if getattr(model, attribute, None) is not None
+    ]
+    return tuple([*named, *["register"] * (n_prefix - len(named))][:n_prefix])
+
+
+def _position_rule(model: Any, native: tuple[int, int], hw: tuple[int, int]) -> str:
     """Name the rule by which timm brought position embeddings to this size."""
-    if getattr(model, "rope", None) is not None:
-        return "rope"
-    if getattr(model, "pos_embed", None) is None:
-        return "none"
-    return "native" if native == hw else "timm bicubic antialias"
+    rules = ["rope"] if getattr(model, "rope", None) is not None else []
+    if getattr(model, "pos_embed", None) is not None:
+        rules.append("native" if native == hw else "timm bicubic antialias")
+    return ", ".join(rules) or "none"
 
 
 def _final_norm(model: Any) -> Any:
@@ -253,10 +298,7 @@ def resolve_device(device: str) -> str:
 
 def padded_size(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
     """Round an image size up to whole patches of a backbone, as `--resize pad` needs."""
-    from featstore.backbones.loading import stride_of
-
-    entry = find(name)
-    stride = entry.stride if entry is not None else stride_of(None, None, name.partition(".")[0])
+    stride = read_name(name).stride
     height, width = (-(-side // stride) * stride for side in image_size)
     return height, width
 
@@ -299,28 +341,40 @@ def load_from_identity(
 ) -> Backbone:
     """Load the very backbone that a feature set was made with.
 
+    Args:
+        identity: What `Backbone.identity` gave.
+        weights: File or "random[:SEED]", where the weights were not published ones.
+        device: As in `load_backbone`.
+        taps: As in `load_backbone`.
+
     Raises:
+        NotFoundError: As in `load_backbone`.
         InvalidInputError: The weights at hand are others, or a file is needed and not given.
     """
-    tag = str(identity["tag"])
-    if tag.startswith("random"):
+    name, tag = str(identity["name"]), str(identity["tag"])
+    if weights is None and tag.startswith("random:"):
         weights = tag
-    elif tag == "file" and weights is None:
+    if weights is None and tag == "file":
         raise InvalidInputError(
-            f"The backbone {identity['name']} came from a weights file. Name it: --weights FILE."
+            f"The backbone {name} came from a weights file. Name it: --weights FILE."
         )
+    if name == identity["architecture"] and weights is None and tag:
+        name = f"{name}.{tag}"  # timm's default tag may change
     height, width = identity["input_hw"]
     backbone = load_backbone(
-        str(identity["name"]),
-        image_size=(height, width),
-        weights=weights,
-        device=device,
-        taps=taps,
+        name, image_size=(height, width), weights=weights, device=device, taps=taps
     )
-    if backbone.weights_sha256 != identity["weights_sha256"]:
+    found = backbone.identity()
+    if found["weights_sha256"] != identity["weights_sha256"]:
         raise InvalidInputError(
-            f"The weights at hand hash to {backbone.weights_sha256[:12]}, and the features were "
+            f"The weights at hand hash to {found['weights_sha256'][:12]}, and the features were "
             f"made with {str(identity['weights_sha256'])[:12]}. Name the right file: "
             "--weights FILE."
         )
+    for field in ("architecture", "mean", "std", "interpolation", "position_grid"):
+        if found[field] != identity[field]:
+            raise InvalidInputError(
+                f"The backbone {name} has {field} {found[field]!r} here, and the features were "
+                f"made with {identity[field]!r}. Install the timm version that they name."
+            )
     return backbone

