@@ -130,14 +130,31 @@ def samples(
     Raises:
         InvalidInputError: `where` is something else.
     """
+    order = '"row", item, split, feature_set'
+    return _ask_samples(store_path, "*", where, feature_set, order)
 
+
+def sample_rows(store_path: str | Path, where: str | None, feature_set: str) -> pa.Table:
+    """List the rows of one feature set in `samples`, each once, ascending: one column, "row".
+
+    Many times faster than `samples` where there are many rows.
+
+    Raises:
+        InvalidInputError: `where` is not one boolean SQL expression.
+    """
+    return _ask_samples(store_path, 'distinct "row"', where, feature_set, '"row"')
+
+
+def _ask_samples(
+    store_path: str | Path, columns: str, where: str | None, feature_set: str | None, order: str
+) -> pa.Table:
     def ask(con: duckdb.DuckDBPyConnection) -> pa.Table:
         conditions = ["$feature_set is null or feature_set = $feature_set"]
         if where is not None:
             check_where(con, where)
             conditions.append(where)
         condition = " and ".join(f"({text}\n)" for text in conditions)
-        sql = f'from samples where {condition} order by "row", item, split, feature_set'
+        sql = f"select {columns} from samples where {condition} order by {order}"
         return _answer(con, sql, {"feature_set": feature_set}, _SAMPLES_TIMEOUT_S)
 
     return _ask(store_path, ask)

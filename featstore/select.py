@@ -38,8 +38,8 @@ def select_rows(
         NotFoundError: No row fulfils it, or a tap is not yet extracted for some that do.
         InvalidInputError: `where` is not one plain expression.
     """
-    table = index.samples(_store_path(folder), where, folder.key)
-    rows = np.unique(table["row"].to_numpy().astype(np.int64))
+    table = index.sample_rows(_store_path(folder), where, folder.key)
+    rows = table["row"].to_numpy().astype(np.int64)
     for tap in _taps(names):
         known, is_ok = _ledger(folder, tap)
         lacking = rows[~np.isin(rows, known, assume_unique=True)]

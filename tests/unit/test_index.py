@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featstore import index
-from featstore.errors import FormatError, NotFoundError
+from featstore.errors import FormatError, InvalidInputError, NotFoundError
 from featstore.files import PARTIAL, exclusive, write_json, write_parquet
 from featstore.items import SCHEMA as ITEM_SCHEMA
 from featstore.store import create_folder
@@ -99,6 +99,22 @@ def write_run(store, run_id="deap-depth-1", **changes):
 def write_metrics(path, value):
     lines = [{"split": "test", "name": "rmse", "value": value, "low": 0.1, "high": 0.9}]
     write_parquet(path / "metrics.parquet", pa.Table.from_pylist(lines))
+
+
+@pytest.mark.parametrize("where", [None, "split = 'train'", "path < '00007'", "false"])
+def test_sample_rows_are_the_rows_of_samples_each_once(store, where):
+    key = fake_plan().key()
+    found = index.sample_rows(store, where, key)
+    assert found.column_names == ["row"]
+    assert found["row"].to_pylist() == sorted(
+        set(index.samples(store, where, key)["row"].to_pylist())
+    )
+    assert index.sample_rows(store, where, "0" * 16).num_rows == 0
+
+
+def test_sample_rows_take_one_plain_expression_only(store):
+    with pytest.raises(InvalidInputError, match="subquery"):
+        index.sample_rows(store, "row in (select 1)", fake_plan().key())
 
 
 def test_samples_are_the_committed_rows_with_their_items(store):
