@@ -248,24 +248,32 @@ class Backbone:
         }
 
 
+def _holders(model: Any) -> list[Any]:
+    """List where a model keeps its tokens and positions: itself, or NaFlex's embedding."""
+    return [model, *[one for one in (getattr(model, "embeds", None),) if one is not None]]
+
+
+def _has(model: Any, attribute: str) -> bool:
+    return any(getattr(holder, attribute, None) is not None for holder in _holders(model))
+
+
 def _prefix_order(model: Any) -> tuple[str, ...]:
     """Name the prefix tokens in their order: CLS, DeiT's distillation token, registers."""
     parameters = inspect.signature(model.forward_intermediates).parameters
     if "return_prefix_tokens" not in parameters:
         return ()
     n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
-    named = [
-        kind
-        for kind, attribute in (("cls", "cls_token"), ("distillation", "dist_token"))
-        if getattr(model, attribute, None) is not None
-    ]
+    kinds = (("cls", "cls_token"), ("distillation", "dist_token"))
+    named = [kind for kind, attribute in kinds if _has(model, attribute)]
     return tuple([*named, *["register"] * (n_prefix - len(named))][:n_prefix])
 
 
 def _position_rule(model: Any, native: tuple[int, int], hw: tuple[int, int]) -> str:
     """Name the rule by which timm brought position embeddings to this size."""
     rules = ["rope"] if getattr(model, "rope", None) is not None else []
-    if getattr(model, "pos_embed", None) is not None:
+    if _has(model, "pos_embed_window"):
+        rules.append("timm bicubic")  # of SAM 2, at any size
+    elif _has(model, "pos_embed"):
         rules.append("native" if native == hw else "timm bicubic antialias")
     return ", ".join(rules) or "none"
 

@@ -276,7 +276,7 @@ def _measured(blueprint: Blueprint) -> Blueprint:
         )
     stride = max(int(level["reduction"]) for level in model.feature_info)
     side = max(round(224 / stride), 1) * stride
-    if not _takes(blueprint, (side, side)):
+    if native == (224, 224) or not _takes(blueprint, (side, side)):
         side = native[0]
     return dataclasses.replace(blueprint, stride=stride, default_side=side)
 

@@ -184,6 +184,7 @@ class TestSizes:
             ("dinov2_s", 224),
             ("siglip_b_384", 384),
             (VIT, 224),
+            ("levit_128s", 224),  # no multiple of its last stride
             ("halonet_h1", 256),  # refuses 224
             ("crossvit_tiny_240", 240),  # refuses 224
         ],
@@ -400,6 +401,22 @@ class TestFacts:
         for wrong in ("_swish", "_blocks.16._bn0.bias", "_blocks.0._expand_conv.weight"):
             with pytest.raises(FormatError, match="no tensor named"):
                 lite0_name(wrong)
+
+    @pytest.mark.parametrize(
+        ("name", "side", "rule"),
+        [
+            (VIT, 160, "native"),
+            (VIT, 64, "timm bicubic antialias"),
+            ("vit_small_patch16_dinov3", 64, "rope"),
+            ("eva02_tiny_patch14_224", 56, "rope, timm bicubic antialias"),
+            ("sam2_hiera_tiny", 224, "timm bicubic"),
+            ("convnext_atto", 64, "none"),
+        ],
+    )
+    def test_the_rule_for_positions_is_recorded(self, name, side, rule):
+        taps = ["stage:0"] if name.startswith(("sam2", "conv")) else ["block:0"]
+        model = load(name, weights="random", image_size=(side, side), taps=taps)
+        assert model.position_grid == rule
 
     def test_operations_are_counted(self):
         model = load(VIT, weights="random", taps=["norm"])
