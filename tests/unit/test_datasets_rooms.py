@@ -192,7 +192,7 @@ def test_rendered_pictures_are_kept_up_to_a_bound(monkeypatch):
     reader = open_dataset("rooms:n=10,size=48x64")
     item = reader.items()[0]
     assert reader.read_image(item) is reader.read_image(item)
-    monkeypatch.setattr("featstore.datasets.rooms._CACHE_BYTES", 30_000)
+    monkeypatch.setattr("featstore.datasets.rooms._CACHE_BYTES", 90_000)
     images = [reader.read_image(item) for item in reader.items()]
     again = [reader.read_image(item) for item in reader.items()[-3:]]
     assert all(new is old for new, old in zip(again, images[-3:], strict=True))
