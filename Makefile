@@ -34,7 +34,7 @@ else
 $(STAMP): ;
 endif
 
-demo: $(STAMP) ## Extract, train and compare on ray-cast rooms: about three minutes.
+demo: $(STAMP) ## Extract, train and compare on ray-cast rooms.
 	$(BIN)/python -m cli.featstore_app demo --out demo
 
 test: $(STAMP) ## Run the fast tests.
