@@ -72,11 +72,6 @@ class ShardResult:
     job: ShardJob
     rejected: dict[int, str] = field(default_factory=dict)  # row -> reason
 
-    @property
-    def n_stored(self) -> int:
-        """Count the rows that are stored now."""
-        return len(self.job.lines) - len(self.rejected)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
