@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from featstore.arrays import chunk_crc32c, write_shard
+from featstore.arrays import chunk_crc32c
 from featstore.feature_sets import NewFeatureSet, ensure_feature_set, grow_arrays
 from featstore.items import SCHEMA as ITEM_SCHEMA
 from featstore.ledger import SCHEMA as LEDGER_SCHEMA
 from featstore.ledger import write_ledger
+from featstore.shard_writer import write_shard
 from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, create_folder
 from featstore.types import TapShape
 

@@ -1,9 +1,8 @@
-"""The door to zarr: create, grow, write whole shards, and read what the fast path does not know."""
+"""The door to zarr: create and grow arrays, and read what the fast path does not know."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,41 +80,7 @@ def open_array(folder: FeatureSetFolder, tap: str, array: str) -> Any:
     return zarr.open_array(zarr.storage.LocalStore(folder.array_path(tap, array)), mode="r")
 
 
-def write_shard(
-    folder: FeatureSetFolder, tap: str, array: str, shard: int, block: np.ndarray
-) -> None:
-    """Write one whole shard of one array, then force it to the disk.
-
-    Args:
-        folder: Feature set.
-        tap: Tap.
-        array: "patch", "prefix" or "pooled".
-        shard: Number of the shard.
-        block: (shard_rows, ...) in the store's dtype; a row of fill values becomes a hole.
-    """
-    import zarr
-
-    path = folder.array_path(tap, array)
-    with storage_errors(path):
-        target = zarr.open_array(zarr.storage.LocalStore(path), mode="r+")
-        start = shard * folder.layout.shard_rows
-        # A hole is an absent chunk: no number that is stored can be NaN, so only holes are.
-        target = target.with_config({"write_empty_chunks": False})
-        target[start : start + folder.layout.shard_rows] = block
-        file = folder.shard_file(tap, array, shard)
-        if file.exists():  # a shard of holes has no file
-            fsync_path(file)
-            for parent in file.relative_to(path).parents:
-                fsync_path(path / parent)
-
-
 def chunk_crc32c(block: np.ndarray) -> int:
     """Checksum one chunk as the crc32c codec stores it."""
     # A plain uint8 array: the C function takes no memoryview.
     return int(google_crc32c.value(np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
-
-
-def fill_block(folder: FeatureSetFolder, item_shape: Sequence[int]) -> np.ndarray:
-    """Make a shard-sized block that is all holes."""
-    value = BFLOAT16_NAN if folder.dtype == "bfloat16" else np.nan
-    return np.full((folder.layout.shard_rows, *item_shape), value, dtype=folder.store_dtype)

@@ -1,13 +1,13 @@
 """The unit of work: one shard, from encoded images to committed ledgers.
 
 The serial path and a cluster worker run the same function, `run_jobs`. Decoding runs ahead in
-threads, the forward pass in the caller's thread, writing in a thread of its own; every queue
-between them is bounded, so memory does not grow with the number of images.
+threads, the forward pass in the caller's thread, writing in a thread of its own, batch by batch;
+every queue between them is bounded, so memory grows neither with the number of images nor with
+the rows of a shard.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from featstore.arrays import chunk_crc32c, fill_block, write_shard
-from featstore.errors import BadImageError
+from featstore.errors import BadImageError, StorageError
 from featstore.ledger import SCHEMA, write_ledger
+from featstore.shard_writer import fill_block, open_writer
 from featstore.store import FeatureSetFolder
 
 
@@ -103,8 +103,8 @@ def run_jobs(
     Raises:
         StorageError: The disk refused a write; the shards yielded so far are committed.
     """
-    with ThreadPoolExecutor(n_threads) as loaders, ThreadPoolExecutor(1) as writer:
-        pending: list[Future[ShardResult]] = []
+    with ThreadPoolExecutor(n_threads) as loaders, ThreadPoolExecutor(1) as pool:
+        writing = _Writing(pool)
         flight: _Flight | None = None
         work: _ShardWork | None = None
         try:
@@ -114,35 +114,65 @@ def run_jobs(
                 work = None if batch.is_last else work
                 # The next batch is under way on the device before this one is fetched.
                 if flight is not None:
-                    yield from _land(flight, pending, writer, limit, on_batch)
+                    yield from _land(flight, writing, limit, on_batch)
                 flight = following
             if flight is not None:
-                yield from _land(flight, pending, writer, limit, on_batch)
-            for future in pending:
-                yield future.result()
+                yield from _land(flight, writing, limit, on_batch)
+            yield from writing.finished(all_of_them=True)
         finally:
             loaders.shutdown(wait=False, cancel_futures=True)
-            # What is being written is committed, not torn: it costs less than doing it again.
-            for future in pending:
-                with contextlib.suppress(Exception):
-                    future.result()
+            # A shard that is whole is committed, not torn: it costs less than doing it again.
+            writing.end()
+
+
+class _Writing:
+    """The thread that writes: two batches at most wait for it, and shards end in their order."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._batches: deque[Future[None]] = deque()
+        self._shards: deque[tuple[_ShardWork, Future[ShardResult]]] = deque()
+        self._open: set[_ShardWork] = set()
+
+    def write(self, work: _ShardWork, rows: Sequence[int], blocks: Mapping[str, TapBlock]) -> None:
+        """Have a batch written; waits where two are waiting already."""
+        self._open.add(work)
+        self._batches.append(self._pool.submit(work.write, rows, blocks))
+        while len(self._batches) > 2:
+            self._batches.popleft().result()
+
+    def commit(self, work: _ShardWork) -> None:
+        """Have a shard committed once its batches are written."""
+        self._shards.append((work, self._pool.submit(work.commit)))
+
+    def finished(self, *, all_of_them: bool = False) -> Iterator[ShardResult]:
+        """Yield the shards that are committed, or wait for all."""
+        # Batches first: where one could not be written, its shard is not to be asked for.
+        while self._batches and (all_of_them or self._batches[0].done()):
+            self._batches.popleft().result()
+        while self._shards and (all_of_them or self._shards[0][1].done()):
+            work, future = self._shards.popleft()
+            result = future.result()
+            self._open.discard(work)
+            yield result
+
+    def end(self) -> None:
+        """Wait for what is being committed, and leave nothing of what is not."""
+        self._pool.shutdown(wait=True)
+        for work in self._open:
+            work.discard()
 
 
 def _land(
-    flight: _Flight,
-    pending: list[Future[ShardResult]],
-    writer: ThreadPoolExecutor,
-    limit: float,
-    on_batch: Callable[[int], None],
+    flight: _Flight, writing: _Writing, limit: float, on_batch: Callable[[int], None]
 ) -> Iterator[ShardResult]:
-    """Fetch a computed batch; at the end of a shard hand it to the writer."""
-    flight.work.finish(flight, limit)
+    """Fetch a computed batch and hand it to the writer."""
+    work = flight.work
+    writing.write(work, flight.rows, work.judge(flight, limit))
     on_batch(len(flight.batch.lines))
     if flight.batch.is_last:
-        # Two shards in memory at most: one that is computed and one that is written.
-        while pending:
-            yield pending.pop(0).result()
-        pending.append(writer.submit(flight.work.commit))
+        writing.commit(work)
+    yield from writing.finished()
 
 
 def _batches(
@@ -177,18 +207,26 @@ class _Flight:
 
 
 class _ShardWork:
-    """Collects one shard in memory and commits it."""
+    """Brings one shard to the disk, batch by batch, and commits it."""
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
         self.rejected: dict[str, dict[int, str]] = {tap: {} for tap in job.taps}
         self.pixel_hashes: dict[int, str | None] = {}
         self.statistics: dict[tuple[str, int], tuple[float, float, float]] = {}
-        shapes = job.folder.taps
-        self.blocks = {
-            (tap, array): fill_block(job.folder, item)
+        self.crcs: dict[tuple[str, str, int], int] = {}
+        arrays = {
+            (tap, array): item
             for tap in job.taps
-            for array, item in shapes[tap].arrays.items()
+            for array, item in job.folder.taps[tap].arrays.items()
+        }
+        self._is_torn = False  # a batch was begun and not finished
+        self._writers = {key: open_writer(job.folder, *key, job.shard) for key in arrays}
+        # The rows of a pooled tap share one chunk, which is small.
+        self._pooled = {
+            tap: fill_block(job.folder, item)
+            for (tap, array), item in arrays.items()
+            if array == "pooled"
         }
 
     def start(self, batch: _Batch, source: Source) -> _Flight:
@@ -208,51 +246,63 @@ class _ShardWork:
         fetch = source.submit(values, self.job.taps) if rows else dict
         return _Flight(work=self, batch=batch, rows=rows, fetch=fetch)
 
-    def finish(self, flight: _Flight, limit: float) -> None:
-        """Put what the source computed into the shard."""
-        for tap, block in flight.fetch().items():
-            self._place(tap, flight.rows, block, limit)
+    def judge(self, flight: _Flight, limit: float) -> dict[str, TapBlock]:
+        """Wait for what the source computed; a row that does not fit the dtype is rejected."""
+        blocks = flight.fetch()
+        for tap, block in blocks.items():
+            for place, row in enumerate(flight.rows):
+                if block.abs_max[place] <= limit:  # false for NaN too
+                    self.statistics[tap, row] = (
+                        float(block.abs_max[place]),
+                        float(block.mean[place]),
+                        float(block.std[place]),
+                    )
+                else:
+                    self.rejected[tap][row] = _overflow(tap, block.abs_max[place], limit)
+        return blocks
 
-    def _place(self, tap: str, rows: Sequence[int], block: TapBlock, limit: float) -> None:
-        slots = np.array([self.job.folder.layout.slot_of(row) for row in rows])
-        is_good = block.abs_max <= limit  # false for NaN too
-        for array, values in block.arrays.items():
-            if is_good.all():
-                self.blocks[tap, array][slots] = values
-            else:
-                self.blocks[tap, array][slots[is_good]] = values[is_good]
-        for place, row in enumerate(rows):
-            if is_good[place]:
-                self.statistics[tap, row] = (
-                    float(block.abs_max[place]),
-                    float(block.mean[place]),
-                    float(block.std[place]),
-                )
-            else:
-                self.rejected[tap][row] = _overflow(tap, block.abs_max[place], limit)
+    def write(self, rows: Sequence[int], blocks: Mapping[str, TapBlock]) -> None:
+        """Append the rows of one batch that were not rejected to the files of the shard."""
+        self._is_torn = True
+        slot_of = self.job.folder.layout.slot_of
+        for tap, block in blocks.items():
+            for array, values in block.arrays.items():
+                for place, row in enumerate(rows):
+                    if row in self.rejected[tap]:
+                        continue
+                    if array == "pooled":
+                        self._pooled[tap][slot_of(row)] = values[place]
+                    else:
+                        writer = self._writers[tap, array]
+                        self.crcs[tap, array, row] = writer.append(slot_of(row), values[place])
+        self._is_torn = False
 
     def commit(self) -> ShardResult:
-        """Write every array, then the ledgers: only they make the shard exist."""
+        """Finish every file, then write the ledgers: only they make the shard exist."""
+        if self._is_torn:
+            raise StorageError(f"Shard {self.job.shard} is not whole: a batch was not written.")
         folder, shard = self.job.folder, self.job.shard
-        for (tap, array), block in self.blocks.items():
-            write_shard(folder, tap, array, shard, block)
+        shared: dict[str, int] = {}
+        for tap, block in self._pooled.items():
+            if len(self.rejected[tap]) < len(self.job.lines):
+                shared[tap] = self._writers[tap, "pooled"].append(0, block)
+        for (tap, array), writer in self._writers.items():
+            writer.commit(folder.array_path(tap, array))
         for tap in self.job.taps:
-            write_ledger(folder, tap, shard, self._ledger(tap))
+            write_ledger(folder, tap, shard, self._ledger(tap, shared.get(tap)))
         rejected = {row: why for tap in self.job.taps for row, why in self.rejected[tap].items()}
-        self.blocks.clear()
         return ShardResult(job=self.job, rejected=rejected)
 
-    def _ledger(self, tap: str) -> pa.Table:
-        arrays = self.job.folder.taps[tap].arrays
-        shared = chunk_crc32c(self.blocks[tap, "pooled"]) if "pooled" in arrays else None
-        return pa.Table.from_pylist(
-            [self._ledger_line(tap, line, arrays, shared) for line in self.job.lines],
-            schema=SCHEMA,
-        )
+    def discard(self) -> None:
+        """Delete what is not committed."""
+        for writer in self._writers.values():
+            writer.discard()
 
-    def _ledger_line(
-        self, tap: str, line: Mapping[str, Any], arrays: Mapping[str, Any], shared: int | None
-    ) -> dict[str, Any]:
+    def _ledger(self, tap: str, shared: int | None) -> pa.Table:
+        lines = [self._ledger_line(tap, line, shared) for line in self.job.lines]
+        return pa.Table.from_pylist(lines, schema=SCHEMA)
+
+    def _ledger_line(self, tap: str, line: Mapping[str, Any], shared: int | None) -> dict[str, Any]:
         row = line["row"]
         reason = self.rejected[tap].get(row)
         entry = {
@@ -266,10 +316,9 @@ class _ShardWork:
         }
         if reason is not None:
             return entry
-        slot = self.job.folder.layout.slot_of(row)
-        for array in arrays:
-            block = self.blocks[tap, array]
-            entry[f"{array}_crc32c"] = shared if array == "pooled" else chunk_crc32c(block[slot])
+        for array in self.job.folder.taps[tap].arrays:
+            is_shared = array == "pooled"
+            entry[f"{array}_crc32c"] = shared if is_shared else self.crcs[tap, array, row]
         entry["abs_max"], entry["mean"], entry["std"] = self.statistics[tap, row]
         return entry
 

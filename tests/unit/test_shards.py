@@ -8,8 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from featstore.arrays import chunk_crc32c, ensure_array, write_shard
+from featstore.arrays import chunk_crc32c, ensure_array
 from featstore.errors import FormatError
+from featstore.shard_writer import write_shard
 from featstore.shards import ABSENT, Recent, ShardFile, ShardLayout, find_layout, read_shard_index
 from featstore.store import FeatureSetFolder, write_attributes
 from featstore.types import TapShape
