@@ -58,14 +58,15 @@ def batches(
     model: Model, features: FeatureSet, pairs: tuple[Pair, ...]
 ) -> Iterator[tuple[TapTokens, Mapping[str, Tensor]]]:
     """Give tokens and targets of `pairs`, image by image."""
-    feed = Feed(features, model)
+    feed = Feed(features, model.array_names, model.device)
     labels = StoredLabels(features.store, model.task.label_kind)
     placements = features.placements([pair.row for pair in pairs])
     for pair, label in labelled(pairs, labels):
         values, valid = checked_label(label, placements[pair.row])
         prepared = model.task.prepare(values, valid, placements[pair.row], model.head.output_hw)
         targets = {name: torch.from_numpy(np.asarray(a))[None] for name, a in prepared.items()}
-        yield feed.tokens([pair.row])[0], targets
+        tensors = feed.tensors([pair.row])
+        yield model.tokens(tensors, [placements[pair.row]])[0], targets
 
 
 def unseen_pairs(model: Model, features: FeatureSet) -> tuple[tuple[Pair, ...], StoredLabels]:
@@ -81,7 +82,9 @@ def measure(model: Model, head: nn.Module, features: FeatureSet) -> dict[str, ob
     """Measure a head or a baseline on the unseen rooms."""
     as_model = Model(head=head, task=model.task, taps=model.taps, norm=model.norm)
     pairs, labels = unseen_pairs(model, features)
-    result = measure_pairs(as_model, Feed(features, as_model), pairs, labels)
+    result = measure_pairs(
+        as_model, Feed(features, as_model.array_names, as_model.device), pairs, labels
+    )
     rmse = next(metric for metric in result.metrics if metric.name == "rmse")
     return {"rmse": round(rmse.value, 4), "low": round(rmse.low, 4), "high": round(rmse.high, 4)}
 

@@ -14,7 +14,7 @@ from cli.tables import duration, interval, table
 
 if TYPE_CHECKING:
     from featstore.types import Reader
-    from heads.train import RunReport
+    from heads.report import RunReport
 
 DATA = "rooms:n=250,seed=0"
 BACKBONE = "efficientnet_lite0"

@@ -36,3 +36,19 @@ class KeyValue(click.ParamType[tuple[str, str]]):
         if not equals or not key.isidentifier():
             self.fail(f"{value!r} is no {self.name}, such as split=test.", param, ctx)
         return key, text
+
+
+class KeyValues(click.ParamType[tuple[str, tuple[str, ...]]]):
+    """``KEY=VALUE,VALUE,...``, the values still being text."""
+
+    name = "KEY=VALUE,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[str, ...]]:
+        """Give the key and its values."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        values = tuple(text.split(","))
+        if not equals or not key.isidentifier() or "" in values or len(set(values)) < len(values):
+            self.fail(f"{value!r} is no {self.name}, such as lr=1e-3,3e-4.", param, ctx)
+        return key, values

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.common import (
+    FAILED,
     LEFT_OUT,
     MAX_LISTED,
     device_option,
@@ -19,14 +21,15 @@ from cli.common import (
     say,
     store_option,
 )
-from cli.params import KeyValue
+from cli.params import KeyValue, KeyValues
 from cli.progress import ProgressLine
-from cli.tables import count, duration, facts, metrics
+from cli.tables import count, duration, facts, interval, metrics, table
 
 if TYPE_CHECKING:
-    from heads.train import RunReport
+    from heads.report import RunReport
+    from heads.train import SweepReport
 
-RESUME = "The last checkpoint is kept; go on with `heads train --resume @last` and the same store."
+RESUME = "No run was begun yet; start it again."  # later on, the library says how to resume
 
 
 @click.command()
@@ -83,6 +86,20 @@ RESUME = "The last checkpoint is kept; go on with `heads train --resume @last` a
     multiple=True,
     help="An option of the head, the task or the training loop; repeatable.",
 )
+@click.option(
+    "--sweep",
+    type=KeyValues(),
+    multiple=True,
+    help="Train one head for each value, side by side; repeatable, for every combination. Takes "
+    "what --set takes, and lr, tap, head, seed and the like.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "ram", "gpu", "none"]),
+    default="auto",
+    show_default=True,
+    help="Where activations stay once they were read; auto takes what fits.",
+)
 @store_option
 @runs_option
 @json_option
@@ -97,18 +114,19 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
         heads train --task depth
         heads train --task depth --tap block:8 --steps 600 --batch-size 16 --seed 1
         heads train --task depth --head deap --set mask_form=paper --json
+        heads train --task depth --sweep lr=1e-3,3e-4 --sweep mask_form=code,paper
         heads train --resume @last
     """
+    sweep = options.pop("sweep")
+    options["options"] = dict(options.pop("settings"))
+    place = {"runs": runs_path, "device": options.pop("device"), "cache": options.pop("cache")}
+    if sweep:
+        _sweep(store_path, sweep, options, place, as_json=as_json)
+        return
     from heads.train import train as run_training
 
     with resumable(RESUME), ProgressLine() as progress:
-        report = run_training(
-            store_path,
-            runs=runs_path,
-            options=dict(options.pop("settings")),
-            progress=progress,
-            **options,
-        )
+        report = run_training(store_path, progress=progress, **place, **options)
     for path, reason in list(report.left_out.items())[:MAX_LISTED]:
         say(f"Left out {path}: {reason}")
     if as_json:
@@ -117,6 +135,62 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
         _show(report)
     if report.left_out:
         leave(LEFT_OUT)
+
+
+def _sweep(
+    store_path: Path,
+    sweep: Sequence[tuple[str, Sequence[str]]],
+    options: dict[str, Any],
+    place: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Train every combination and show them, the best on the held-out part marked."""
+    from heads.sweep import expand_sweep
+    from heads.train import train_many
+
+    if options.pop("resume") is not None:
+        raise click.UsageError("--resume goes on with one run; leave out --sweep.")
+    configs = expand_sweep(options, sweep)
+    with resumable(RESUME), ProgressLine() as progress:
+        report = train_many(
+            store_path, [config for _, config in configs], progress=progress, **place
+        )
+    swept = [values for values, _ in configs]
+    if as_json:
+        runs = [
+            {"swept": values, "error": error, **(run.to_json() if run else {})}
+            for values, run, error in zip(swept, report.runs, report.errors, strict=True)
+        ]
+        best = None if report.best is None else report.runs[report.best]
+        print_json({"runs": runs, "best": best.run_id if best else None, "passes": report.n_passes})
+    else:
+        _show_sweep(swept, report)
+    for values, error in zip(swept, report.errors, strict=True):
+        if error is not None:
+            say(f"{', '.join(f'{name}={value}' for name, value in values.items())}: {error}")
+    if any(report.errors):
+        leave(FAILED)
+    if any(run.left_out for run in report.runs if run is not None):
+        leave(LEFT_OUT)
+
+
+def _show_sweep(swept: Sequence[dict[str, str]], report: SweepReport) -> None:
+    done = next((run for run in report.runs if run is not None), None)
+    name = next(iter(done.metrics), "") if done else ""
+    lines: list[list[Any]] = []
+    for number, (values, run) in enumerate(zip(swept, report.runs, strict=True)):
+        if run is None:
+            lines.append(["failed", *values.values(), None, None, ""])
+            continue
+        low, high = run.intervals.get(name) or (None, None)
+        measured = interval(run.metrics[name], low, high) if run.metrics else None
+        mark = "best" if number == report.best else ""
+        lines.append([run.run_id, *values.values(), run.best_loss, measured, mark])
+    split = done.split if done else ""
+    click.echo(table(["run", *swept[0], "held-out loss", f"{split} {name}".strip(), ""], lines))
+    if report.best is not None:
+        click.echo("best: the lowest loss on the held-out part; the test split does not choose.")
 
 
 def _show(report: RunReport) -> None:

@@ -1,6 +1,7 @@
 """heads: train tiny heads on stored activations, measure them, use them. No backbone is needed.
 
-Public names, loaded when they are first used: `train`, `evaluate`, `predict`, `load`.
+Public names, loaded when they are first used: `train`, `train_many`, `evaluate`,
+`predict`, `load`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ if TYPE_CHECKING:
     from heads.evaluate import evaluate
     from heads.model import load
     from heads.predict import predict
-    from heads.train import train
+    from heads.train import train, train_many
 
 _HOMES = {
     "evaluate": "heads.evaluate",
     "load": "heads.model",
     "predict": "heads.predict",
     "train": "heads.train",
+    "train_many": "heads.train",
 }
 
-__all__ = ["evaluate", "load", "predict", "train"]
+__all__ = ["evaluate", "load", "predict", "train", "train_many"]
 
 
 class _Package(ModuleType):

@@ -107,7 +107,7 @@ def evaluate(
     opened = open_store(store_of(found, store))
     features = opened.feature_set(found.record["feature_sets"][0])
     pairs, labels = _pairs_to_measure(found, features, model.task, split, data)
-    feed = Feed(features, model)
+    feed = Feed(features, model.array_names, model.device)
     result = measure_pairs(model, feed, pairs, labels, progress=progress)
     return EvaluationReport(
         run_id=found.run_id,
@@ -279,6 +279,9 @@ def predict_rows(model: Model, feed: Feed, rows: Sequence[int]) -> np.ndarray:
     """Predict rows: (rows, channels, Ho, Wo) float32, physical values in the input frame."""
     was_training = model.head.training
     model.head.eval()
-    output = model.task.predict(model.head(feed.tokens(rows)))
+    placements = feed.placements(rows)
+    tensors = feed.tensors(rows, model.array_names)
+    inputs = model.tokens(tensors, [placements[row] for row in rows])
+    output = model.task.predict(model.head(inputs))
     model.head.train(was_training)
     return output.float().cpu().numpy()

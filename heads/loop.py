@@ -1,24 +1,21 @@
-"""The optimisation: steps, validation, early stopping, and a state that resumes exactly."""
+"""The optimisation of one head: steps, looks at the held-out part, a state that resumes exactly."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from featstore.errors import InvalidInputError, invalid
-from featstore.types import Progress, ProgressCallback
-from heads.feed import Batch
+from heads.base import TapTokens
 from heads.model import Model
+from heads.selection import Pair
 
 CURVES_SCHEMA = pa.schema(
     [("step", pa.int64()), ("split", pa.string()), ("name", pa.string()), ("value", pa.float64())]
@@ -95,33 +92,23 @@ def recipe_from_json(value: Mapping[str, Any]) -> Recipe:
     return Recipe(**{**value, "loop": LoopOptions(**value["loop"])})
 
 
-class Data(Protocol):
-    """What the loop learns from."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Tokens and targets of some pairs, on the device."""
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Whole batches in an epoch, at least one."""
-        ...
-
-    def epoch(self, number: int, start: int) -> Iterator[Batch]:
-        """Give the batches of an epoch from `start` on."""
-        ...
-
-    def held_out(self) -> Iterator[Batch]:
-        """Give the held-out batches, always the same; none where nothing is held out."""
-        ...
-
-    def held_out_metric(self) -> tuple[str, float] | None:
-        """Measure the metric on a few held-out images."""
-        ...
+    pairs: Sequence[Pair]
+    inputs: list[TapTokens]
+    targets: dict[str, Tensor]
 
 
 class Loop:
-    """One training: between two steps its `state` is all that decides what follows."""
+    """One training: between two steps its `state` is all that decides what follows.
 
-    def __init__(
-        self, model: Model, recipe: Recipe, data: Data, *, progress: ProgressCallback
-    ) -> None:
+    It draws from random numbers of its own, those of torch when it was made, so that it learns
+    the same alone and beside others.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe) -> None:
         self.model = model
         self.recipe = recipe
         self.step = 0  # steps done
@@ -130,10 +117,10 @@ class Loop:
         self.best_state: dict[str, Tensor] | None = None
         self.is_stopped = False
         self.curves: list[tuple[int, str, str, float]] = []
-        self._data = data
-        self._progress = progress
         self._bad_checks = 0
-        self._is_whole = True  # False in the middle of a step
+        self._looked: list[tuple[int, float]] = []  # pairs and mean loss of a look's batches
+        model.head.train()
+        self._random = _get_random(model.device)
         self._optimizer = torch.optim.AdamW(
             model.head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
         )
@@ -143,52 +130,21 @@ class Loop:
         """Whether there is nothing more to do."""
         return self.is_stopped or self.step >= self.recipe.steps
 
-    def run(self, save: Callable[[], None], *, is_due: Callable[[], bool]) -> None:
-        """Train to the end.
+    @property
+    def is_check_due(self) -> bool:
+        """Whether the held-out part is looked at after the step that was done last."""
+        return self.step % self.recipe.check_every == 0 or self.step == self.recipe.steps
 
-        Ctrl-C takes effect between two steps; `save` is called before it goes on its way.
-
-        Args:
-            save: Writes the state down.
-            is_due: Whether it is time to, asked after each step.
+    def advance(self, batch: Batch) -> None:
+        """Learn from one batch.
 
         Raises:
             InvalidInputError: The loss is not finite.
-            KeyboardInterrupt: Ctrl-C, or the progress callback asked for it.
         """
-        self.model.head.train()
-        try:
-            with deferred_interrupt() as is_asked:
-                while not self.is_done:
-                    for batch in self._rest_of_epoch():
-                        self._advance(batch)
-                        if is_asked():
-                            raise KeyboardInterrupt
-                        if is_due():
-                            save()
-                        if self.is_done:
-                            break
-        except KeyboardInterrupt:
-            if self._is_whole:
-                save()
-            raise
-        if self.best_state is None:  # nothing was held out: the last weights are the best known
-            self._keep_best(None)
-        save()
-
-    def _rest_of_epoch(self) -> Iterator[Batch]:
-        epoch, start = divmod(self.step, self._data.batches_per_epoch)
-        return self._data.epoch(epoch, start)
-
-    def _advance(self, batch: Batch) -> None:
-        self._is_whole = False
-        loss = self._learn(batch)
+        with self._own_random_numbers():
+            loss = self._learn(batch)
         self.step += 1
         self.curves.append((self.step, "train", "loss", loss))
-        if self.step % self.recipe.check_every == 0 or self.step == self.recipe.steps:
-            self._check()
-        self._is_whole = True
-        self._progress(Progress(stage="train", done=self.step, total=self.recipe.steps))
 
     def _learn(self, batch: Batch) -> float:
         for group in self._optimizer.param_groups:
@@ -208,19 +164,24 @@ class Loop:
         return value
 
     @torch.no_grad()
-    def _check(self) -> None:
-        """Look at the held-out part, keep the best weights, stop where they stay the best."""
+    def look(self, batch: Batch) -> None:
+        """Take in one batch of the held-out part."""
         self.model.head.eval()
-        total, count = 0.0, 0
-        for batch in self._data.held_out():
-            loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
-            total += float(loss.item()) * len(batch.pairs)
-            count += len(batch.pairs)
-        metric = self._data.held_out_metric() if count else None
+        loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
+        self._looked.append((len(batch.pairs), float(loss.item())))
         self.model.head.train()
-        if not count:
+
+    def judge(self, metric: tuple[str, float] | None) -> None:
+        """End a look: keep the best weights, stop where they stay the best.
+
+        Args:
+            metric: Name and value of the metric of a few held-out images, for the curves.
+        """
+        if not self._looked:
             return
-        value = total / count
+        count = sum(n for n, _ in self._looked)
+        value = sum(n * loss for n, loss in self._looked) / count
+        self._looked = []
         self.curves.append((self.step, "val", "loss", value))
         if metric is not None:
             self.curves.append((self.step, "val", *metric))
@@ -230,6 +191,11 @@ class Loop:
             self._bad_checks += 1
             self.is_stopped = 0 < self.recipe.loop.patience <= self._bad_checks
 
+    def end(self) -> None:
+        """Where nothing was held out, the last weights are the best known."""
+        if self.best_state is None:
+            self._keep_best(None)
+
     def _keep_best(self, value: float | None) -> None:
         self.best_value, self.best_step, self._bad_checks = value, self.step, 0
         state = self.model.head.state_dict()
@@ -237,7 +203,6 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """Give everything that decides what follows, in plain types and tensors."""
-        cuda = torch.cuda.get_rng_state_all() if self.model.device.type == "cuda" else []
         return {
             "step": self.step,
             "head": self.model.head.state_dict(),
@@ -250,7 +215,7 @@ class Loop:
             },
             "is_stopped": self.is_stopped,
             "curves": self.curves,
-            "random": {"torch": torch.get_rng_state(), "cuda": cuda},
+            "random": self._random,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -262,9 +227,14 @@ class Loop:
         self.best_step, self.best_value = best["step"], best["value"]
         self.best_state, self._bad_checks = best["state"], best["bad_checks"]
         self.curves = [(step, split, name, value) for step, split, name, value in state["curves"]]
-        torch.set_rng_state(state["random"]["torch"].cpu())
-        if state["random"]["cuda"] and self.model.device.type == "cuda":
-            torch.cuda.set_rng_state_all([each.cpu() for each in state["random"]["cuda"]])
+        self._random = state["random"]
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        device = self.model.device
+        _set_random(self._random, device)
+        yield
+        self._random = _get_random(device)
 
     def curves_table(self) -> pa.Table:
         """Give the curves: step, split, name, value."""
@@ -272,23 +242,12 @@ class Loop:
         return pa.table(columns or [[], [], [], []], schema=CURVES_SCHEMA)
 
 
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back until it is asked for; a second one acts at once.
+def _get_random(device: torch.device) -> dict[str, Any]:
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
 
-    Only the main thread gets signals; elsewhere nothing is changed. Yields the question.
-    """
-    asked: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, note) if is_main else None
-    try:
-        yield lambda: bool(asked)
-    finally:
-        if is_main:  # a handler that was not set from Python reads as None
-            signal.signal(signal.SIGINT, before or signal.default_int_handler)
+def _set_random(random: Mapping[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(random["torch"].cpu())
+    if random["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"][0].cpu(), device)

@@ -19,7 +19,6 @@ from featstore.types import ProgressCallback, TapShape
 from featstore.version import __version__
 from heads.base import HEADS, Head, shift_output_biases
 from heads.build import build_head
-from heads.feed import Feed
 from heads.labels import LabelSource, StoredLabels
 from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors, shape_to_json
@@ -102,7 +101,6 @@ class Setup:
     store: Store
     features: FeatureSet
     model: Model
-    feed: Feed
     selection: Selection
     labels: LabelSource
     targets: Targets
@@ -148,7 +146,6 @@ def make_setup(
     shift_output_biases(head, task.settings.output_bias)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *_apply_norm(model, features, request.tap_norm, device)]
-    feed = Feed(features, model)
     pairs = (*selection.train, *selection.val)
     job = TargetJob(
         task=task_name,
@@ -156,7 +153,7 @@ def make_setup(
         output_hw=head.output_hw,
         feature_set=features.key,
         pairs=pairs,
-        placements=feed.placements(sorted({pair.row for pair in pairs})),
+        placements=features.placements(sorted({pair.row for pair in pairs})),
         labels=labels,
     )
     targets = prepare_targets(targets_path, job, task, progress=progress)
@@ -178,7 +175,6 @@ def make_setup(
         store=store,
         features=features,
         model=model,
-        feed=feed,
         selection=selection,
         labels=labels,
         targets=targets,

@@ -1,53 +1,132 @@
-"""What a training loop is fed with: epochs of the training part, looks at the held-out part."""
+"""What trainings are fed with: one pass over the training part and looks at the held-out part.
+
+Trainings that want the same rows in the same order share a pass: what it reads, they all learn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from featstore.errors import InvalidInputError
 from heads.evaluate import labelled, predict_rows
-from heads.feed import Batch
+from heads.feed import Feed, Rows
+from heads.loop import Batch
 from heads.selection import Pair, evenly
 from heads.setup import Setup
 from heads.targets import checked_label
 
 
-class Supply:
-    """Batches for one training; implements `heads.loop.Data`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shared:
+    """One batch as it was read, for every training of a pass."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    pairs: Sequence[Pair]
+    stored: Rows
+
+
+def held_out_pairs(setup: Setup) -> list[Pair]:
+    """Choose the held-out pairs that a training looks at."""
+    return evenly(setup.selection.val, setup.recipe.loop.val_images)
+
+
+class Pass:
+    """Goes through the rows that some trainings share; their setups agree on `pass_key`."""
+
+    def __init__(self, setups: Sequence[Setup], *, cache: str) -> None:
+        """Open a pass.
+
+        Args:
+            setups: Of the trainings.
+            cache: Where rows stay once they were read; see `residency.choose_place`.
+
+        Raises:
+            InvalidInputError: They cannot be kept where `cache` says.
+        """
+        first = setups[0]
+        self._recipe = first.recipe
         self._pairs_by_row: dict[int, list[Pair]] = {}
-        for pair in setup.selection.train:
+        for pair in first.selection.train:
             self._pairs_by_row.setdefault(pair.row, []).append(pair)
-        options = setup.recipe.loop
-        self._held_out = evenly(setup.selection.val, options.val_images)
-        self._measured = evenly(self._held_out, options.metric_images)
-        self._truth: list[tuple[Pair, np.ndarray, np.ndarray]] | None = None
+        self._rows = sorted(self._pairs_by_row)
+        self._held_out = held_out_pairs(first)
+        self.feed = Feed(
+            first.features,
+            list(dict.fromkeys(name for setup in setups for name in setup.model.array_names)),
+            first.model.device,
+            cache=cache,
+            kept_rows=[*self._rows, *(pair.row for pair in self._held_out)],
+        )
 
     @property
     def batches_per_epoch(self) -> int:
         """Whole batches in an epoch."""
-        return len(self._pairs_by_row) // self._setup.recipe.batch_size
+        return len(self._rows) // self._recipe.batch_size
 
-    def epoch(self, number: int, start: int) -> Iterator[Batch]:
-        """Give the batches of an epoch from `start` on."""
-        return self._setup.feed.shuffled(
-            self._pairs_by_row,
-            self._setup.targets,
-            batch_size=self._setup.recipe.batch_size,
-            seed=self._setup.recipe.seed,
-            epoch=number,
+    def rest_of_epoch(self, step: int) -> Iterator[Shared]:
+        """Give what follows after `step` steps, to the end of that epoch.
+
+        A row with several items (equal images) shows them in turn, one an epoch.
+        """
+        epoch, start = divmod(step, self.batches_per_epoch)
+        batches = self.feed.shuffled(
+            self._rows,
+            batch_size=self._recipe.batch_size,
+            seed=self._recipe.seed,
+            epoch=epoch,
             start=start,
         )
+        for stored in batches:
+            by_row = [self._pairs_by_row[row] for row in stored.rows]
+            pairs = [choices[epoch % len(choices)] for choices in by_row]
+            yield Shared(pairs=pairs, stored=stored)
 
-    def held_out(self) -> Iterator[Batch]:
-        """Give the held-out batches."""
-        size = self._setup.recipe.batch_size
-        return self._setup.feed.fixed(self._held_out, self._setup.targets, size)
+    def held_out(self) -> Iterator[Shared]:
+        """Give the held-out batches, always the same; none where nothing is held out."""
+        size = self._recipe.batch_size
+        for start in range(0, len(self._held_out), size):
+            pairs = self._held_out[start : start + size]
+            rows = [pair.row for pair in pairs]
+            yield Shared(pairs=pairs, stored=Rows(rows=rows, tensors=self.feed.tensors(rows)))
+
+
+def pass_key(setup: Setup) -> tuple[object, ...]:
+    """Give what trainings must have in common to share a pass."""
+    return (
+        setup.features.key,
+        setup.recipe.batch_size,
+        setup.recipe.seed,
+        tuple(pair.key for pair in setup.selection.train),
+        tuple(pair.key for pair in held_out_pairs(setup)),
+    )
+
+
+class Supply:
+    """Makes what one training learns from what a pass reads."""
+
+    def __init__(self, setup: Setup, feed: Feed) -> None:
+        self._setup = setup
+        self._feed = feed
+        self._measured = evenly(held_out_pairs(setup), setup.recipe.loop.metric_images)
+        self._truth: list[tuple[Pair, np.ndarray, np.ndarray]] | None = None
+
+    def batch(self, shared: Shared) -> Batch:
+        """Make the head's input and the supervision of a batch."""
+        model = self._setup.model
+        placements = self._feed.placements(shared.stored.rows)
+        targets = self._setup.targets.batch([pair.key for pair in shared.pairs])
+        return Batch(
+            pairs=shared.pairs,
+            inputs=model.tokens(
+                shared.stored.tensors, [placements[row] for row in shared.stored.rows]
+            ),
+            targets={
+                name: torch.from_numpy(array).to(model.device) for name, array in targets.items()
+            },
+        )
 
     def held_out_metric(self) -> tuple[str, float] | None:
         """Measure the task's main metric on a few held-out images, at label resolution."""
@@ -56,8 +135,8 @@ class Supply:
             return None
         setup, task = self._setup, self._setup.model.task
         rows = [pair.row for pair, _, _ in truth]
-        predictions = predict_rows(setup.model, setup.feed, rows)
-        placements = setup.feed.placements(rows)
+        predictions = predict_rows(setup.model, self._feed, rows)
+        placements = self._feed.placements(rows)
         stats = [
             task.measure(
                 prediction,
@@ -77,7 +156,7 @@ class Supply:
         if self._truth is None:
             setup = self._setup
             found = list(labelled(self._measured, setup.labels))
-            placements = setup.feed.placements([pair.row for pair in self._measured])
+            placements = self._feed.placements([pair.row for pair in self._measured])
             self._truth = [
                 (pair, *checked_label(label, placements[pair.row])) for pair, label in found
             ]
@@ -93,7 +172,7 @@ def check_protocol(setup: Setup) -> None:
     task, output_hw = setup.model.task, setup.model.head.output_hw
     blank = task.predict(torch.zeros(1, task.n_outputs, *output_hw))[0].numpy()
     for pair, label in labelled((setup.selection.test or setup.selection.val)[:8], setup.labels):
-        placement = setup.feed.placements([pair.row])[pair.row]
+        placement = setup.features.placements([pair.row])[pair.row]
         try:
             values, valid = checked_label(label, placement)
         except InvalidInputError:  # left out and listed when it is measured

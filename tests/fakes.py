@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featstore.assign import Framing
+from featstore.codecs import encode
 from featstore.extraction import Extraction, ExtractReport
 from featstore.feature_sets import FinalNorm, NewFeatureSet
 from featstore.hashing import image_key, pixel_hash
@@ -117,11 +118,17 @@ class FakeSource:
     """Features that are plain functions of the image: means of cells, times fixed numbers."""
 
     def __init__(
-        self, readers: Readers, *, delay_s: float = 0.0, scale: Mapping[str, float] | None = None
+        self,
+        readers: Readers,
+        *,
+        delay_s: float = 0.0,
+        scale: Mapping[str, float] | None = None,
+        dtype: str = "float16",
     ) -> None:
         self._readers = readers
         self._delay_s = delay_s
         self._scale = scale or {}
+        self._dtype = dtype
         self.n_loads = 0
         self.n_computed = 0
 
@@ -156,12 +163,18 @@ class FakeSource:
             arrays["prefix"] = tokens[:, :1] + 1
         axes = tuple(range(1, main.ndim))
         with np.errstate(over="ignore"):
-            stored = {name: values.astype(np.float16) for name, values in arrays.items()}
+            stored = {name: self._encode(values) for name, values in arrays.items()}
         return TapBlock(
             arrays=stored,
             abs_max=np.abs(main).max(axis=axes),
             mean=main.mean(axis=axes),
             std=main.std(axis=axes),
+        )
+
+    def _encode(self, values: np.ndarray) -> np.ndarray:
+        # What overflows is the extraction's to reject; the codec would refuse it here.
+        return (
+            values.astype(np.float16) if self._dtype == "float16" else encode(values, self._dtype)
         )
 
 
@@ -202,7 +215,7 @@ def fake_extract(
     )
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
     with extraction.locked_store(new.key) as store:
-        source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale)
+        source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale, dtype=plan.dtype)
         return extraction.run(
             store, new, shapes, framing=framing, source=source, batch_size=batch_size
         )

@@ -28,10 +28,11 @@ from featstore.errors import (
 )
 from featstore.types import ignore_progress
 from heads import labels as label_sources
-from heads.loop import LoopOptions, Recipe, deferred_interrupt
+from heads.drive import deferred_interrupt
+from heads.loop import LoopOptions, Recipe
 from heads.runs import find_run, held, list_runs, read_run
 from heads.setup import Request, make_setup
-from heads.supply import Supply
+from heads.supply import Pass, Supply
 from tests.fakes import FakeReader, content, fake_extract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -384,12 +385,13 @@ def test_equal_images_share_a_row_and_show_their_labels_in_turn(tmp_path):
         targets_path=tmp_path / "targets",
         progress=ignore_progress,
     )
-    supply = Supply(setup)
+    shared = Pass([setup], cache="none")
+    supply = Supply(setup, shared.feed)
     assert len(setup.selection.train) == 16
-    assert supply.batches_per_epoch == 2  # of 8 rows
+    assert shared.batches_per_epoch == 2  # of 8 rows
     shown = []
     for epoch in (0, 1):
-        batches = list(supply.epoch(epoch, 0))
+        batches = [supply.batch(each) for each in shared.rest_of_epoch(2 * epoch)]
         shown.append({pair.row: pair.dataset for batch in batches for pair in batch.pairs})
         for batch in batches:
             depths = [
