@@ -111,8 +111,8 @@ def fitted(model: Model, features: FeatureSet) -> dict[str, Baseline]:
 def main() -> None:
     """Extract two sets of rooms, train, compare, print one JSON line a result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=250)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
@@ -132,7 +132,13 @@ def run_one(folder: Path, weights: str | None, args: argparse.Namespace) -> None
     results: dict[str, object] = {}
     for seed in args.seeds:
         report = heads.train(
-            stores[0], task="depth", steps=args.steps, batch_size=args.batch_size, seed=seed
+            stores[0],
+            task="depth",
+            steps=args.steps,
+            batch_size=args.batch_size,
+            lr=3e-3,
+            seed=seed,
+            options={"schedule": "cosine"},
         )
         model = load(find_run(stores[0], report.run_id))
         results[f"deap, seed {seed}"] = measure(model, model.head, measured_on)

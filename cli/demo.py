@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from featstore.types import Reader
     from heads.report import RunReport
 
-DATA = "rooms:n=250,seed=0"
+DATA = "rooms:n=500,seed=0"
 BACKBONE = "efficientnet_lite0"
 STEPS = 300
 BATCH_SIZE = 16
+LR = 3e-3
+SCHEDULE = "cosine"
 RESUME = "Run it again: what was extracted is kept."
 
 
@@ -83,13 +85,18 @@ def _train(store_path: Path, reader: Reader, steps: int, *, weights: str | None)
         report = extract(
             store_path, backbone=BACKBONE, data=[reader], weights=weights, progress=progress
         )
-        say(f"Depth head on these features, {steps} steps")
+        say(
+            f"Depth head on these features, up to {steps} steps (it stops when rooms that it does "
+            "not learn from stop getting better)"
+        )
         return train(
             store_path,
             task="depth",
             feature_set=report.feature_set,
             steps=steps,
             batch_size=BATCH_SIZE,
+            lr=LR,
+            options={"schedule": SCHEDULE},
             seed=0,
             progress=progress,
         )

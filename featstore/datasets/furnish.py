@@ -289,7 +289,7 @@ def build_camera(
     x, z = free[0] if free else max(spots, key=lambda spot: room.clearance(*spot))
     targets = [(dice.uniform(0, scene.size[0]), dice.uniform(0, scene.size[2])) for _ in range(3)]
     target = max(targets, key=lambda spot: (spot[0] - x) ** 2 + (spot[1] - z) ** 2)
-    at = (x, dice.uniform(0.7, 1.9), z)
+    at = (x, dice.uniform(1.3, 1.7), z)
     forward = _unit((target[0] - x, dice.uniform(0.0, 1.7) - at[1], target[1] - z))
     up = (dice.uniform(-0.1, 0.1), 1.0, dice.uniform(-0.1, 0.1))
     right = _unit(_cross(forward, up))
@@ -298,7 +298,7 @@ def build_camera(
         forward=forward,
         right=right,
         down=_cross(forward, right),
-        focal=dice.uniform(0.7, 1.0),
+        focal=dice.uniform(0.78, 0.86),
         exposure=dice.uniform(0.2, 0.42),
         blue=dice.uniform(0.85, 1.2),
         noise=dice.uniform(0.5, 4.0),

@@ -1,9 +1,9 @@
 """``rooms:n=250,seed=0``: made-up rooms with exact depth, made on the spot.
 
 Scenes are furnished and ray-cast with NumPy. Depth is the distance along the camera's optical
-axis (z-depth, as depth cameras give it) in metres at each pixel's centre. Five pictures show each
+axis (z-depth, as depth cameras give it) in metres at each pixel's centre. Two pictures show each
 scene; every fifth scene is ``test``, the others are ``train``, and a scene is a group. Growing `n`
-keeps the pictures and splits there are, from 25 on.
+keeps the pictures and splits there are, from 10 on.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from featstore.datasets.shading import shade
 from featstore.errors import invalid, not_found
 from featstore.types import Item, Label
 
-VIEWS_PER_SCENE = 5
+VIEWS_PER_SCENE = 2
 KINDS = ("depth", "classes", "instances")
-_CACHE_BYTES = 256 * 2**20
+_CACHE_BYTES = 512 * 2**20
 _SIDES = (16, 4096)
 
 
 class RoomsReader:
-    """Renders a picture with its labels when first asked; the last ones are kept, up to 256 MiB."""
+    """Renders a picture with its labels when first asked; the last ones are kept, up to 512 MiB."""
 
     format = "rooms.v1"
     licence = "CC0-1.0"
