@@ -83,26 +83,36 @@ def drive(
 
 def _advance(active: Sequence[Lane], shared: Shared, shared_pass: Pass) -> list[Lane]:
     """Do one step of every lane; give the lanes that go on."""
-    going: list[Lane] = []
-    for lane in active:
-        try:
-            lane.loop.advance(lane.supply.batch(shared))
-        except InvalidInputError as error:
-            lane.fail(error)
-        else:
-            going.append(lane)
+    going = _that_can(active, lambda lane: lane.loop.advance(lane.supply.batch(shared)))
     due = [lane for lane in going if lane.loop.is_check_due]
     if due:
+        looking = due
         for held_out in shared_pass.held_out():
-            for lane in due:
-                lane.loop.look(lane.supply.batch(held_out))
-        for lane in due:
-            lane.loop.judge(lane.supply.held_out_metric())
+            looking = _that_can(looking, _look_at(held_out))
+        judged = _that_can(looking, lambda lane: lane.loop.judge(lane.supply.held_out_metric()))
+        going = [lane for lane in going if lane not in due or lane in judged]
     for lane in going:
         if lane.loop.is_done:
             lane.loop.end()
             lane.save()
     return [lane for lane in going if not lane.loop.is_done]
+
+
+def _look_at(held_out: Shared) -> Callable[[Lane], None]:
+    return lambda lane: lane.loop.look(lane.supply.batch(held_out))
+
+
+def _that_can(lanes: Sequence[Lane], do: Callable[[Lane], None]) -> list[Lane]:
+    """Do something with each lane; give those that did not fail."""
+    done: list[Lane] = []
+    for lane in lanes:
+        try:
+            do(lane)
+        except InvalidInputError as error:
+            lane.fail(error)
+        else:
+            done.append(lane)
+    return done
 
 
 def _save(lanes: Sequence[Lane]) -> None:

@@ -152,24 +152,33 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
         value = float(loss.item())
-        if not math.isfinite(value):
-            paths = ", ".join(pair.path for pair in batch.pairs[:3])
-            raise InvalidInputError(
-                f"The loss became {value} at step {self.step + 1} (learning rate "
-                f"{self.recipe.lr_at(self.step):g}, images {paths}...). Try a smaller --lr, "
-                f"--tap-norm final, or look at the labels of these images."
-            )
+        self._check_finite(value, self.step + 1, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return value
 
     @torch.no_grad()
     def look(self, batch: Batch) -> None:
-        """Take in one batch of the held-out part."""
+        """Take in one batch of the held-out part.
+
+        Raises:
+            InvalidInputError: The loss is not finite.
+        """
         self.model.head.eval()
         loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
-        self._looked.append((len(batch.pairs), float(loss.item())))
         self.model.head.train()
+        value = float(loss.item())
+        self._check_finite(value, self.step, batch)
+        self._looked.append((len(batch.pairs), value))
+
+    def _check_finite(self, value: float, step: int, batch: Batch) -> None:
+        if not math.isfinite(value):
+            paths = ", ".join(pair.path for pair in batch.pairs[:3])
+            raise InvalidInputError(
+                f"The loss became {value} at step {step} (learning rate "
+                f"{self.recipe.lr_at(step - 1):g}, images {paths}...). Try a smaller --lr, "
+                f"--tap-norm final, or look at the labels of these images."
+            )
 
     def judge(self, metric: tuple[str, float] | None) -> None:
         """End a look: keep the best weights, stop where they stay the best.

@@ -122,6 +122,7 @@ def store(made):
 @pytest.fixture(scope="session")
 def trained(store):
     words = ["--task", "depth", "--steps", 20, "--batch-size", 4, "--device", "cpu"]
+    words += ["--set", "patience=0"]  # all 20 steps, whatever they learn
     return ok("heads", "train", *words, "--store", store, "--json").json
 
 
@@ -549,9 +550,29 @@ def test_real_photos_with_real_weights_reach_the_depth_error_they_should(shared,
         words = ["--backbone", "vit_small_patch14_dinov2.lvd142m", "--weights", choice]
         key = ok("featstore", "extract", *words, *common, "--json").json["feature_set"]
         words = ["--feature-set", key, "--steps", 600, "--batch-size", 16, "--store", store]
-        errors[choice] = ok("heads", "train", "--task", "depth", *words, "--json").json["metrics"]
-    assert errors[str(weights)]["rmse"] < 0.40
-    assert errors["random"]["rmse"] > 1.15 * errors[str(weights)]["rmse"]
+        words += ["--sweep", "seed=0,1,2"]
+        runs = ok("heads", "train", "--task", "depth", *words, "--json").json["runs"]
+        errors[choice] = [run["metrics"]["rmse"] for run in runs]
+    print(errors)
+    assert max(errors[str(weights)]) < 0.40
+    assert min(errors["random"]) > 1.15 * max(errors[str(weights)])
+
+
+def test_a_sweep_trains_every_combination_and_tells_the_best(copy, tmp_path):
+    words = ["--task", "depth", "--steps", 4, "--batch-size", 4, "--device", "cpu", "--store", copy]
+    words += ["--runs", tmp_path / "runs", "--sweep", "mask_form=code,paper"]
+    found = ok("heads", "train", *words, "--sweep", "lr=1e-3,1e-2", "--json").json
+    assert [run["swept"] for run in found["runs"]] == [
+        {"mask_form": form, "lr": lr} for form in ("code", "paper") for lr in ("1e-3", "1e-2")
+    ]
+    assert found["passes"] == 1
+    lowest = min(found["runs"], key=lambda run: run["best_loss"])
+    assert found["best"] == lowest["run_id"]
+    done = call("heads", "train", *words, "--sweep", "lr=1e-3,1e30")
+    assert done.code == 1
+    assert done.out.count("failed") == 2
+    assert done.out.count("  best\n") == 1
+    assert "mask_form=code, lr=1e30: The loss became" in done.err
 
 
 # A disk that refuses
@@ -714,6 +735,11 @@ def test_a_store_of_a_newer_format_is_refused(copy):
         (["--task", "depth", "--set", "quries=3"], "queries"),
         (["--task", "depth", "--steps", "0"], "steps"),
         (["--resume", "no-such-run"], "no-such-run"),
+        (["--resume", "@last", "--sweep", "lr=1,2"], "leave out --sweep"),
+        (["--task", "depth", "--sweep", "lr=fast"], "number"),
+        (["--task", "depth", "--sweep", "lr="], "lr=1e-3,3e-4"),
+        (["--task", "depth", "--sweep", "quries=3,4"], "queries"),
+        (["--task", "depth", "--cache", "gpu", "--device", "cpu"], "ram or none"),
     ],
 )
 def test_a_wrong_option_of_train_is_one_clear_line(store, trained, words_of_train, said):

@@ -274,19 +274,7 @@ def test_float32_is_converted_in_the_ring(features, truth):
             np.testing.assert_array_equal(batch[name], truth[name][batch.rows].astype(np.float32))
 
 
-def test_bfloat16_gives_bits_or_float32(tmp_path, monkeypatch):
-    from featstore.codecs import encode
-    from featstore.shard_job import TapBlock
-
-    make = FakeSource._block
-
-    def as_bits(self, tap, tokens):
-        block = make(self, tap, tokens)
-        arrays = {name: encode(a.astype(np.float32), "bfloat16") for name, a in
-                  block.arrays.items()}  # fmt: skip
-        return TapBlock(arrays=arrays, abs_max=block.abs_max, mean=block.mean, std=block.std)
-
-    monkeypatch.setattr(FakeSource, "_block", as_bits)
+def test_bfloat16_gives_bits_or_float32(tmp_path):
     fake_extract(tmp_path / "s.zarr", [FakeReader(10)], plan=fake_plan(dtype="bfloat16"))
     features = featstore.open(tmp_path / "s.zarr").feature_set()
     bits = features.read("norm", range(10))
