@@ -38,7 +38,7 @@ demo: $(STAMP) ## Extract, train and compare on ray-cast rooms.
 	$(BIN)/python -m cli.featstore_app demo --out demo
 
 test: $(STAMP) ## Run the fast tests.
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes each.
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
