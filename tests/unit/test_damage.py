@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from featstore.errors import FeatstoreError, FormatError, StorageError
 from featstore.rows import RowReader
@@ -28,8 +29,8 @@ ARRAYS = {
 }
 N_ROWS, SHARD_ROWS = 20, 8
 ROWS = np.random.default_rng(0).permutation(N_ROWS)
-PATHS = ("read", "stream", "dataset")
-ROUNDS = 14  # of 5 kinds of damage times 3 ways to read: 210 corruptions of a plain store
+PATHS = ("read", "stream", "dataset", "residency")
+ROUNDS = 14  # of 5 kinds of damage times 4 ways to read: 280 corruptions of a plain store
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,12 @@ def read(path: Path, name: str, how: str) -> np.ndarray:
     from featstore.dataset import FeatureDataset
 
     features = Store(open_folder(path.parents[1])).feature_set(path.name)
+    if how == "residency":
+        from heads.feed import Feed
+
+        feed = Feed(features, [name], torch.device("cpu"), cache="ram", kept_rows=range(N_ROWS))
+        list(feed.shuffled(range(N_ROWS), batch_size=7, seed=0, epoch=0))
+        return feed.tensors(ROWS.tolist())[name].numpy()
     items = FeatureDataset(features, [name], rows=ROWS).__getitems__(range(N_ROWS))
     return np.stack([item[name].numpy() for item in items])
 
