@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 	       "Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing the packages into $(VENV); PyTorch is a few GB the first time.'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev]'
 	@touch $@
 else
 $(STAMP): ;
