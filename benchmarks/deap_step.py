@@ -4,7 +4,7 @@
 
 Prints one JSON line. `floors` is the step over its floor: the time of its own matrix products and
 convolutions, forward and backward, each called again alone on the tensors of the step. `speedup`
-is the step of a plain version (tests/plain_deap.py) over ours. Compare these two between commits.
+is the step of a plain version (tests/plain_heads.py) over ours. Compare these two between commits.
 A step is forward, loss, backward and AdamW, on features that lie in memory.
 """
 
@@ -94,7 +94,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from plain_deap import plain_deap
+    from plain_heads import plain_deap
 
     torch.set_num_threads(args.threads)
     head, tokens, step = make_step(args)

@@ -56,7 +56,7 @@ class Head(nn.Module, ABC):
     """
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
-    UNUSED: ClassVar[tuple[str, ...]] = ()
+    UNUSED: tuple[str, ...] = ()
     options: Any  # an instance of `OPTIONS`
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from featstore.errors import invalid
+from heads.base import TapTokens
 
 POSITION_DIM = 8
 MASK_FORMS = ("code", "paper")
@@ -19,30 +20,36 @@ MIN_SIGMA = 1e-3
 _GPU_BUFFER_BYTES = 1 << 28
 
 
-def position_encoding(grid: tuple[int, int], *, like: Tensor | None = None) -> Tensor:
-    """Encode the integer positions of a grid in 8 channels, 4 for x and then 4 for y.
+def position_encoding(
+    grid: tuple[int, int], *, dim: int = POSITION_DIM, like: Tensor | None = None
+) -> Tensor:
+    """Encode the integer positions of a grid, one half of the channels for x and then one for y.
 
-    Each coordinate p gives ``[sin p, sin 0.01 p, cos p, cos 0.01 p]``.
+    In 8 channels each coordinate p gives ``[sin p, sin 0.01 p, cos p, cos 0.01 p]``; in 16 the
+    factors are 1, 0.1, 0.01 and 0.001.
 
     Args:
         grid: Rows and columns.
+        dim: Channels, a multiple of 4.
         like: A tensor whose device and dtype to take; without it, float32 on the processor.
 
     Returns:
-        (rows * columns, 8), row-major.
+        (rows * columns, dim), row-major.
 
     Source:
         HEADS.md 1.2, item 2: sinusoidal encoding, temperature 1e4, of the released DeAP.
     """
     like = torch.empty(0) if like is None else like
-    y_yc, x_xc = (_encode(torch.arange(n, device=like.device, dtype=like.dtype)) for n in grid)
-    full = (*grid, POSITION_DIM // 2)
+    y_yc, x_xc = (_encode(torch.arange(n, device=like.device, dtype=like.dtype), dim) for n in grid)
+    full = (*grid, dim // 2)
     both = torch.cat([x_xc[None].expand(full), y_yc[:, None].expand(full)], dim=-1)
-    return both.reshape(-1, POSITION_DIM)
+    return both.reshape(-1, dim)
 
 
-def _encode(positions: Tensor) -> Tensor:
-    angles = positions[:, None] * positions.new_tensor([1.0, 0.01])
+def _encode(positions: Tensor, dim: int) -> Tensor:
+    n_factors = dim // 4
+    factors = [1e4 ** (-k / n_factors) for k in range(n_factors)]
+    angles = positions[:, None] * positions.new_tensor(factors)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -78,7 +85,9 @@ def _axis_distances(n_from: int, n_to: int, like: Tensor) -> Tensor:
 
 
 class LocalityMask(nn.Module):
-    """A bump over distance for each attention head, added to its logits; `n_heads` parameters.
+    """A bump over distance for each attention head, added to its logits; a parameter a head.
+
+    With `is_shared` all heads share one.
 
     ``paper``: exp(-d^2 / 2 s^2) / (s sqrt(2 pi)), d the distance. ``code``: the released program
     squares the squared distance again, exp(-d^4 / 2 s^2) / (s sqrt(2 pi)), which at the start is
@@ -92,12 +101,14 @@ class LocalityMask(nn.Module):
         Paper: Lueddecke & Ecker, TMLR 2025, equation 2. Code: HEADS.md 1.3.
     """
 
-    def __init__(self, *, n_heads: int, form: str, start: float = 0.05) -> None:
+    def __init__(
+        self, *, n_heads: int, form: str, start: float = 0.05, is_shared: bool = False
+    ) -> None:
         super().__init__()
         if form not in MASK_FORMS:
             raise invalid("mask_form", form, f"one of {', '.join(MASK_FORMS)}")
-        self.sigma = nn.Parameter(torch.full((n_heads,), start))
-        self._form = form
+        self.sigma = nn.Parameter(torch.full((1 if is_shared else n_heads,), start))
+        self._n_heads, self._form = n_heads, form
 
     def positive_sigma(self) -> Tensor:
         """Give the (heads,) widths in use, in sides of the frame."""
@@ -106,7 +117,7 @@ class LocalityMask(nn.Module):
 
     def forward(self, squared_qt: Tensor) -> Tensor:
         """Give (heads, queries, tokens) logits for squared distances (queries, tokens)."""
-        sigma = self.positive_sigma()[:, None, None]
+        sigma = self.positive_sigma().expand(self._n_heads)[:, None, None]
         falling = squared_qt.square() if self._form == "code" else squared_qt
         peak = 1 / (sigma * math.sqrt(2 * math.pi))
         return peak * torch.exp(falling * (-0.5 / sigma.square()))
@@ -208,6 +219,33 @@ def _repeat(per_head: Tensor, size: int) -> Tensor:
     return per_head if size == 1 else per_head.repeat(size, 1, 1)
 
 
+def project_tokens(linear: nn.Linear, tokens: TapTokens, positions_tc: Tensor) -> Tensor:
+    """Give ``linear([features, positions])``, (batch, tokens, channels), for positions of a grid.
+
+    The positions' share is the same for all images, so it is computed once.
+    """
+    weight, bias = linear.weight, linear.bias
+    width = weight.shape[1] - positions_tc.shape[1]
+    features = tokens.patch.to(weight.dtype)
+    if tokens.valid is not None:  # a padded token may hold anything, NaN included
+        features = features.masked_fill(~tokens.valid[:, :, None], 0.0)
+    of_positions_tc = positions_tc @ weight[:, width:].mT + bias
+    return features @ weight[:, :width].mT + of_positions_tc
+
+
+def minus_infinity_outside(valid_bt: Tensor | None) -> Tensor | None:
+    """Give (batch, tokens) logits that keep padded tokens from being read; None: there are none."""
+    if valid_bt is None:
+        return None
+    return torch.zeros(valid_bt.shape, device=valid_bt.device).masked_fill(~valid_bt, -math.inf)
+
+
+def split_heads(mixed_btd: Tensor, n_heads: int) -> Tensor:
+    """Give (batch, n_heads, channels a head, tokens) of (batch, tokens, channels)."""
+    batch, n_tokens, _ = mixed_btd.shape
+    return mixed_btd.mT.reshape(batch, n_heads, -1, n_tokens)
+
+
 class Upscale(nn.Module):
     """Enlarge a map by a whole factor, bilinearly, as two small matrix products.
 
@@ -245,15 +283,18 @@ def feed_forward(width: int, out_width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.LayerNorm(out_width))
 
 
-def upscaling_cnn(channels: int, inner: int, n_outputs: int) -> nn.Sequential:
-    """Build three blocks of 3x3 convolution and 2x2 transposed convolution, then a 1x1 one.
+def upscaling_cnn(
+    channels: int, inner: int, n_outputs: int, *, factors: Sequence[int] = (2, 2, 2)
+) -> nn.Sequential:
+    """Build blocks of a 3x3 convolution and a transposed one of kernel and stride f, then a 1x1.
 
-    Every convolution but the last is followed by a ReLU; the map grows 8 times. Weights lie
-    channels last, which is four times faster on a processor with so few channels.
+    Every convolution but the last is followed by a ReLU; the map grows by the product of the
+    factors. Weights lie channels last, which is four times faster on a processor with so few
+    channels.
     """
     layers: list[nn.Module] = []
-    for block_channels in (channels, inner, inner):
+    for factor, block_channels in zip(factors, (channels, *[inner] * len(factors)), strict=False):
         layers += [nn.Conv2d(block_channels, inner, 3, padding=1), nn.ReLU(inplace=True)]
-        layers += [nn.ConvTranspose2d(inner, inner, 2, stride=2), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(inner, inner, factor, stride=factor), nn.ReLU(inplace=True)]
     cnn = nn.Sequential(*layers, nn.Conv2d(inner, n_outputs, 1))
     return cnn.to(memory_format=torch.channels_last)

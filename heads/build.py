@@ -7,6 +7,7 @@ from typing import Any
 
 from featstore.types import TapShape
 from heads import deap as _deap  # noqa: F401  (files itself under HEADS)
+from heads import maxa as _maxa  # noqa: F401
 from heads.base import HEADS, Head
 from heads.options import parse_options
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from featstore.errors import invalid
@@ -19,11 +18,15 @@ from heads.blocks import (
     Upscale,
     feed_forward,
     masked_attention,
+    minus_infinity_outside,
     position_encoding,
+    project_tokens,
+    split_heads,
     squared_distances,
     upscaling_cnn,
 )
 
+VARIANTS = ("full", "8-dim", "no-sigma", "no-indiv-sigma", "only-mask")
 _UPSCALE = 8
 
 
@@ -33,9 +36,14 @@ class DeapOptions:
 
     `queries` is the side of the square query grid, whatever the shape of the frame: the output is
     ``8 * queries`` a side (28 gives 224, 56 gives 448) and costs no parameters.
+
+    `variant` names an ablation: ``8-dim`` has half the channels; ``no-sigma`` has no mask,
+    ``no-indiv-sigma`` one sigma for all heads; ``only-mask`` reads tokens by their distance alone,
+    without keys (HEADS.md 1.5).
     """
 
     mask_form: str = "code"
+    variant: str = "full"
     dim: int = 16
     heads: int = 8
     queries: int = 28
@@ -44,18 +52,26 @@ class DeapOptions:
     def __post_init__(self) -> None:
         if self.mask_form not in MASK_FORMS:
             raise invalid("mask_form", self.mask_form, f"one of {', '.join(MASK_FORMS)}")
+        if self.variant not in VARIANTS:
+            raise invalid("variant", self.variant, f"one of {', '.join(VARIANTS)}")
         if self.heads < 1:
             raise invalid("heads", self.heads, "a positive number")
-        if self.dim < 4 or self.dim % self.heads:
-            raise invalid("dim", self.dim, f"at least 4 and a multiple of heads ({self.heads})")
+        if self.inner_dim < 4 or self.inner_dim % self.heads:
+            expected = f"at least 4 and a multiple of heads ({self.heads})"
+            raise invalid("dim", self.inner_dim, expected)
         if not 2 <= self.queries <= 256:
             raise invalid("queries", self.queries, "from 2 to 256 a side", hint="Try 28 or 56.")
         if self.dc is not None and self.dc < 1:
             raise invalid("dc", self.dc, "a positive number of channels, or auto")
 
+    @property
+    def inner_dim(self) -> int:
+        """Give the channels of the queries and keys."""
+        return 8 if self.variant == "8-dim" else self.dim
+
     def cnn_channels(self, n_outputs: int) -> int:
         """Give the channels inside the CNN."""
-        return self.dc if self.dc is not None else max(self.dim // 4, n_outputs // 2)
+        return self.dc if self.dc is not None else max(self.inner_dim // 4, n_outputs // 2)
 
 
 @HEADS.register("deap.v1")
@@ -77,7 +93,6 @@ class Deap(Head):
     """
 
     OPTIONS = DeapOptions
-    UNUSED = ("norm_inp",)
 
     def __init__(
         self, *, taps: Sequence[TapShape], n_outputs: int, **options: int | str | None
@@ -89,13 +104,21 @@ class Deap(Head):
         self.width = only_dense_tap(taps, head="deap").dim
         token_dim = self.width + POSITION_DIM
         self.norm_inp = nn.LayerNorm(token_dim)
-        self.query = nn.Linear(POSITION_DIM, chosen.dim)
-        self.key_value = nn.Linear(token_dim, 3 * chosen.dim)
-        self.mask = LocalityMask(n_heads=chosen.heads, form=chosen.mask_form)
-        self.ffn = feed_forward(2 * chosen.dim, chosen.dim)
-        self.cnn = upscaling_cnn(chosen.dim, chosen.cnn_channels(n_outputs), n_outputs)
-        self.skip = nn.Conv2d(chosen.dim, n_outputs, 1)
+        dim, only_mask = chosen.inner_dim, chosen.variant == "only-mask"
+        # The release keeps the query's weights where nothing asks.
+        self.UNUSED = ("norm_inp", "query") if only_mask else ("norm_inp",)
+        self.query = nn.Linear(POSITION_DIM, dim)
+        self.key_value = nn.Linear(token_dim, (2 if only_mask else 3) * dim)
+        self.mask = self._make_mask() if chosen.variant != "no-sigma" else None
+        self.ffn = feed_forward(2 * dim, dim)
+        self.cnn = upscaling_cnn(dim, chosen.cnn_channels(n_outputs), n_outputs)
+        self.skip = nn.Conv2d(dim, n_outputs, 1)
         self.upscale = Upscale(_UPSCALE)
+
+    def _make_mask(self) -> LocalityMask:
+        is_shared = self.options.variant == "no-indiv-sigma"
+        options = self.options
+        return LocalityMask(n_heads=options.heads, form=options.mask_form, is_shared=is_shared)
 
     @property
     def output_hw(self) -> tuple[int, int]:
@@ -125,29 +148,27 @@ class Deap(Head):
 
     def _attend(self, tokens: TapTokens) -> Tensor:
         """Give (batch, 2 * dim, queries): the heads' answers, one after another."""
-        dim, heads, side = self.options.dim, self.options.heads, self.options.queries
+        dim, heads, side = self.options.inner_dim, self.options.heads, self.options.queries
         like = self.query.weight
+        positions_tc = position_encoding(tokens.grid, like=like)
+        mixed_btd = project_tokens(self.key_value, tokens, positions_tc)
+        value_bhvt = split_heads(mixed_btd[:, :, -2 * dim :], heads)
+        mask_hqt = self._mask(tokens.grid)
+        bias_bt = minus_infinity_outside(tokens.valid)
+        if self.options.variant == "only-mask":
+            logits_bhqt = mask_hqt if bias_bt is None else mask_hqt + bias_bt[:, None, None]
+            attended: Tensor = value_bhvt @ logits_bhqt.softmax(dim=-1).mT
+            return attended.flatten(1, 2)
         scale = 1 / math.sqrt(dim // heads)
         query_qd = self.query(position_encoding((side, side), like=like)) * scale
         query_hqc = query_qd.view(side * side, heads, -1).transpose(0, 1)
-        mixed_bdt = self._key_value(tokens).mT.contiguous()
-        batch, _, n_tokens = mixed_bdt.shape
-        key_bhct = mixed_bdt[:, :dim].reshape(batch, heads, -1, n_tokens)
-        value_bhvt = mixed_bdt[:, dim:].reshape(batch, heads, -1, n_tokens)
-        mask_hqt = self.mask(squared_distances((side, side), tokens.grid, like=like))
-        bias_bt = None if tokens.valid is None else _minus_infinity_outside(tokens.valid)
+        key_bhct = split_heads(mixed_btd[:, :, :dim], heads)
         return masked_attention(query_hqc, key_bhct, value_bhvt, mask_hqt, bias_bt).flatten(1, 2)
 
-    def _key_value(self, tokens: TapTokens) -> Tensor:
-        """Project [features, positions] to keys and values, (batch, tokens, 3 * dim)."""
-        weight, bias = self.key_value.weight, self.key_value.bias
-        features = tokens.patch.to(weight.dtype)
-        if tokens.valid is not None:  # a padded token may hold anything, NaN included
-            features = features.masked_fill(~tokens.valid[:, :, None], 0.0)
-        positions = position_encoding(tokens.grid, like=weight)
-        of_positions_td = positions @ weight[:, self.width :].mT + bias
-        return features @ weight[:, : self.width].mT + of_positions_td
-
-
-def _minus_infinity_outside(valid_bt: Tensor) -> Tensor:
-    return torch.zeros(valid_bt.shape, device=valid_bt.device).masked_fill(~valid_bt, -math.inf)
+    def _mask(self, grid: tuple[int, int]) -> Tensor:
+        """Give (heads, queries, tokens) logits."""
+        side, like = self.options.queries, self.query.weight
+        if self.mask is None:
+            return like.new_zeros(self.options.heads, side * side, math.prod(grid))
+        mask_hqt: Tensor = self.mask(squared_distances((side, side), grid, like=like))
+        return mask_hqt

@@ -62,17 +62,22 @@ def describe_head(
         "parameters": n_parameters,
         "dead_parameters": n_dead,
         "live_parameters": n_parameters - n_dead,
-        "parameters_by_part": {
-            part: sum(p.numel() for p in module.parameters())
-            for part, module in head.named_children()
-            if any(True for _ in module.parameters())
-        },
+        "parameters_by_part": _count_by_part(head),
         "output_shape": list(output_shape),
         "forward_flops": forward_flops,
         "step_flops": step_flops,
         "bytes_per_image": tap.bytes_per_row(BYTES_PER_NUMBER[dtype]),
         "dtype": dtype,
     }
+
+
+def _count_by_part(head: Head) -> dict[str, int]:
+    """Count the parameters of each part; what the head itself holds is a part by its own name."""
+    counts: dict[str, int] = {}
+    for name, parameter in head.named_parameters():
+        part = name.partition(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
 
 
 def _count_flops(head: Head, tap: TapShape) -> tuple[int, int, tuple[int, ...]]:

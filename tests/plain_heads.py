@@ -1,6 +1,6 @@
-"""DeAP written as plainly as its definition reads, one head and one image at a time.
+"""DeAP and MAXA written as plainly as their definitions read, one head and one image at a time.
 
-It shares no code with `heads.deap`; it only reads the weights of a head.
+They share no code with `heads`; they only read the weights of a head.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from heads.deap import Deap
+from heads.maxa import Maxa
 
 
 def plain_deap(head: Deap, features_btd: Tensor, grid: tuple[int, int], mask_form: str) -> Tensor:
@@ -48,9 +49,9 @@ def _attend(head, features_td, grid, mask_form, query_grid):
     return torch.cat(outputs, dim=1)
 
 
-def _positions(grid):
+def _positions(grid, factors=(1.0, 0.01)):
     rows = [
-        [f(p * t) for p in (x, y) for f in (math.sin, math.cos) for t in (1.0, 0.01)]
+        [f(p * t) for p in (x, y) for f in (math.sin, math.cos) for t in factors]
         for y in range(grid[0])
         for x in range(grid[1])
     ]
@@ -71,6 +72,34 @@ def _corner_points(grid):
     return torch.tensor(points, dtype=torch.float64)
 
 
+def plain_maxa(head: Maxa, features_btd: Tensor, grid: tuple[int, int], mask_form: str) -> Tensor:
+    """Give the output of a MAXA head on the grid that it was made for."""
+    side = head.options.queries
+    images = [_two_layers(head, features_td, grid, mask_form) for features_td in features_btd]
+    map_bdyx = torch.stack(images).transpose(1, 2).reshape(len(images), -1, side, side).contiguous()
+    return _skip(head, map_bdyx) + _cnn(head, map_bdyx, (4, 2))
+
+
+def _two_layers(head, features_td, grid, mask_form):
+    options, query_grid = head.options, (head.options.queries,) * 2
+    tokens = torch.cat([features_td, head.positions], dim=1)
+    positions = _positions(query_grid, (1.0, 0.1, 0.01, 0.001)).to(features_td)
+    answer = head.first.query(positions)
+    for layer in (head.first, head.second):
+        mixed, outputs = layer.key_value(tokens), []
+        for number in range(options.heads):
+            key_part = slice(number * 4, number * 4 + 4)
+            value_part = slice(options.dim + number * 8, options.dim + number * 8 + 8)
+            logits = answer[:, key_part] @ mixed[:, key_part].T / 2
+            if layer is head.first:
+                logits = logits + _mask(layer.mask.sigma[number], query_grid, grid, mask_form)
+            outputs.append(logits.softmax(dim=1) @ mixed[:, value_part])
+        answer = torch.cat(outputs, dim=1)
+        for part in layer.ffn:
+            answer = part(answer)
+    return answer
+
+
 def _skip(head, map_bdyx):
     size = [8 * n for n in map_bdyx.shape[2:]]
     large = functional.interpolate(
@@ -79,10 +108,10 @@ def _skip(head, map_bdyx):
     return functional.conv2d(large, head.skip.weight, head.skip.bias)
 
 
-def _cnn(head, map_bdyx):
+def _cnn(head, map_bdyx, factors=(2, 2, 2)):
     layers = [layer for layer in head.cnn if not isinstance(layer, torch.nn.ReLU)]
-    x = map_bdyx
-    for convolution, doubling in zip(layers[0:6:2], layers[1:6:2], strict=True):
+    x, last = map_bdyx, layers[-1]
+    for convolution, growing, factor in zip(layers[0:-1:2], layers[1:-1:2], factors, strict=True):
         x = functional.conv2d(x, convolution.weight, convolution.bias, padding=1).relu()
-        x = functional.conv_transpose2d(x, doubling.weight, doubling.bias, stride=2).relu()
-    return functional.conv2d(x, layers[6].weight, layers[6].bias)
+        x = functional.conv_transpose2d(x, growing.weight, growing.bias, stride=factor).relu()
+    return functional.conv2d(x, last.weight, last.bias)

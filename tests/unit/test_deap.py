@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from plain_deap import plain_deap
+from plain_heads import plain_deap
 
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.types import TapShape
@@ -319,3 +319,43 @@ def test_default_tap_is_the_norm_then_the_last_block_then_the_deepest_fine_stage
         Deap.default_taps(stages, input_hw=None)
     with pytest.raises(InvalidInputError, match="at least one dense tap"):
         Deap.default_taps({"norm.cls": TapShape(tap="norm.cls", dim=4, grid=None)}, input_hw=None)
+
+
+ABLATIONS = {"8-dim": 21_392, "no-sigma": 43_278, "no-indiv-sigma": 43_279, "only-mask": 30_854}
+
+
+@pytest.mark.parametrize("variant", ABLATIONS)
+def test_an_ablation_has_the_count_of_the_release(variant):
+    assert make_head(width=768, variant=variant).n_parameters() == ABLATIONS[variant]
+
+
+def test_without_sigma_every_distance_is_alike():
+    head = make_head(queries=4, variant="no-sigma")
+    with torch.no_grad():
+        head.query.weight.zero_()
+        head.query.bias.zero_()
+    attended = head._attend(make_tokens())
+    torch.testing.assert_close(attended, attended[:, :, :1].expand_as(attended))
+
+
+def test_with_one_sigma_all_heads_have_its_mask():
+    head = make_head(variant="no-indiv-sigma")
+    mask = head._mask((4, 5))
+    assert mask.shape == (8, 784, 20)
+    torch.testing.assert_close(mask, mask[:1].expand_as(mask))
+
+
+def test_only_the_mask_decides_what_is_read():
+    head, full = make_head(queries=4, variant="only-mask"), make_head(queries=4)
+    with torch.no_grad():
+        full.query.weight.zero_()
+        full.query.bias.zero_()
+        full.key_value.weight[16:] = head.key_value.weight
+        full.key_value.bias[16:] = head.key_value.bias
+    valid = torch.ones(3, 20, dtype=torch.bool)
+    valid[1, 12:] = False
+    for tokens in (make_tokens(), make_tokens(valid=valid)):
+        torch.testing.assert_close(head._attend(tokens), full._attend(tokens))
+    head([make_tokens()]).sum().backward()
+    assert head.query.weight.grad is None
+    assert head.dead_parameters() == 2 * 32 + 9 * 16

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from featstore.errors import InvalidInputError, NotFoundError
+from heads.build import HEADS
 from heads.describe import describe_head
 
 
@@ -55,3 +56,9 @@ def test_sizes_and_dtypes_that_cannot_be_are_refused():
         describe_head("deap", width=0, grid=(2, 2))
     with pytest.raises(InvalidInputError, match="float16, bfloat16, float32"):
         describe_head("deap", width=8, grid=(2, 2), dtype="int8")
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_the_parts_sum_to_the_whole(name):
+    found = describe_head(name, width=16, grid=(3, 4))
+    assert sum(found["parameters_by_part"].values()) == found["parameters"]
