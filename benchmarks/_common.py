@@ -19,6 +19,7 @@ from featstore.items import SCHEMA as ITEM_SCHEMA
 from featstore.ledger import SCHEMA as LEDGER_SCHEMA
 from featstore.ledger import write_ledger
 from featstore.shard_writer import write_shard
+from featstore.shards import close_kept_shards
 from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, create_folder
 from featstore.types import TapShape
 
@@ -197,6 +198,7 @@ def print_line(
 
 def evict(paths: Sequence[Path]) -> None:
     """Drop files from the page cache (Linux), as `posix_fadvise` can without being root."""
+    close_kept_shards()  # pages that are mapped stay
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -19,17 +19,19 @@ from featstore.arrays import open_array
 from featstore.codecs import decode
 from featstore.errors import FormatError, NotFoundError, not_found
 from featstore.ledgers import NO_CRC, LedgerShard, check_stored, ledgers_of, listed, not_there
-from featstore.shards import REPAIR, Recent, ShardFile, crc32c, find_layout
+from featstore.shards import (
+    REPAIR,
+    Recent,
+    ShardFile,
+    crc32c,
+    find_layout,
+    max_open_shards,
+    open_shard,
+)
 from featstore.store import FeatureSetFolder
 
 MAX_POOLED_BYTES = 32 * 2**20
 """Kept of a pooled tap's chunks by one reader, so that a chunk is not checked again a row."""
-
-
-def max_open_files() -> int:
-    """Choose how many shard files to keep open: a quarter of what a process may, at most 1024."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1024 if soft == resource.RLIM_INFINITY else max(8, min(1024, soft // 4))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,7 @@ class RowReader:
         self._row_bytes = n_items * folder.store_dtype.itemsize
         chunk_bytes = self._row_bytes * folder.layout.shard_rows
         self._files: Recent[int, tuple[ShardFile, LedgerShard]] = Recent(
-            max(1, max_open_files() // n_readers)
+            max(1, max_open_shards() // n_readers)
         )
         self._blocks: Recent[int, tuple[np.ndarray, LedgerShard]] = Recent(
             max(1, MAX_POOLED_BYTES // chunk_bytes)
@@ -174,13 +176,13 @@ class RowReader:
         assert self._layout is not None
         source = self.source
         path = self._folder.shard_file(source.tap, source.array, shard)
-        return ShardFile(path, self._layout), self._ledgers.shard(source.tap, shard)
+        return open_shard(path, self._layout), self._ledgers.shard(source.tap, shard)
 
     def _read_row(self, shard: int, slot: int, out: np.ndarray) -> None:
         try:
             file, ledger = self._files.get(shard, self._open)
             committed = self._committed(shard, slot, ledger)
-            found = file.copy_chunk(slot, out)
+            found = file.copy_chunk(slot, out, is_in_memory=not self._is_cold)
         except FormatError as error:
             raise self._damaged(shard, [slot], str(error)) from error
         if found != committed:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -543,6 +544,9 @@ def test_real_photos_with_real_weights_reach_the_depth_error_they_should(shared,
     data, weights = shared / "data/depth_nyu_layout", shared / "weights/vits14_saliency.safetensors"
     if not (data.is_dir() and weights.is_file()):
         pytest.skip("the kitchen or the weights are not in ../shared")
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
     store = tmp_path / "features.zarr"
     common = ["--data", f"nyu:{data}", "--taps", "block:8", "--image-size", "224", "--store", store]
     errors = {}

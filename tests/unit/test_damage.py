@@ -297,8 +297,8 @@ def leave_files():
 
 
 def test_a_stream_stays_within_the_limit_of_open_files(many_shards, leave_files):
+    leave_files(120)
     expected = {name: read_rows(many_shards, name, ROWS) for name in ARRAYS}
-    leave_files(60)
     for number, batch in enumerate(open_stream(many_shards, list(ARRAYS), rows=ROWS, batch_size=5)):
         for name in ARRAYS:
             np.testing.assert_array_equal(batch[name], expected[name][5 * number : 5 * number + 5])

@@ -11,7 +11,15 @@ import pytest
 from featstore.arrays import chunk_crc32c, ensure_array
 from featstore.errors import FormatError
 from featstore.shard_writer import write_shard
-from featstore.shards import ABSENT, Recent, ShardFile, ShardLayout, find_layout, read_shard_index
+from featstore.shards import (
+    ABSENT,
+    Recent,
+    ShardFile,
+    ShardLayout,
+    find_layout,
+    open_shard,
+    read_shard_index,
+)
 from featstore.store import FeatureSetFolder, write_attributes
 from featstore.types import TapShape
 
@@ -92,6 +100,65 @@ def test_a_file_truncated_while_it_is_open_does_not_kill_the_process(folder, blo
         handle.truncate(0)
     with pytest.raises(FormatError, match="damaged or cut off"):
         file.copy_chunk(0, np.zeros(layout.chunk_bytes, np.uint8))
+
+
+@pytest.fixture
+def mapped(folder, block):
+    """A shard file that a second reader has asked for."""
+    write_shard(folder, "norm", "patch", 0, block)
+    path, layout = folder.shard_file("norm", "patch", 0), find_layout(folder, "norm", "patch")
+    first = open_shard(path, layout)
+    assert not first.is_mapped
+    second = open_shard(path, layout)
+    assert second is first
+    assert second.is_mapped
+    return second
+
+
+def test_a_file_that_is_asked_for_twice_is_read_from_a_map(mapped, block, monkeypatch):
+    monkeypatch.setattr("os.preadv", None)
+    out = np.zeros(mapped.layout.chunk_bytes, np.uint8)
+    for chunk in (3, 0):
+        crc = mapped.copy_chunk(chunk, out, is_in_memory=True)
+        assert crc == chunk_crc32c(block[chunk])
+        assert out.tobytes() == block[chunk].tobytes()
+
+
+def test_what_may_come_from_the_disk_is_not_read_from_a_map(mapped, block, monkeypatch):
+    mapped._map = None  # touching it would fail
+    out = np.zeros(mapped.layout.chunk_bytes, np.uint8)
+    assert mapped.copy_chunk(1, out) == chunk_crc32c(block[1])
+
+
+def test_a_mapped_file_that_is_cut_off_does_not_kill_the_process(mapped):
+    with mapped.path.open("r+b") as file:
+        file.truncate(10)
+    out = np.zeros(mapped.layout.chunk_bytes, np.uint8)
+    with pytest.raises(FormatError, match="damaged or cut off"):
+        mapped.copy_chunk(3, out, is_in_memory=True)
+
+
+def test_a_flipped_bit_under_a_map_is_found(mapped):
+    data = bytearray(mapped.path.read_bytes())
+    data[50] ^= 8
+    with mapped.path.open("r+b") as file:
+        file.write(data)
+    chunk = 50 // (mapped.layout.chunk_bytes + 4)
+    out = np.zeros(mapped.layout.chunk_bytes, np.uint8)
+    with pytest.raises(FormatError, match="damaged or cut off"):
+        mapped.copy_chunk(chunk, out, is_in_memory=True)
+
+
+def test_a_file_that_was_replaced_is_opened_anew(folder, mapped, block):
+    write_shard(folder, "norm", "patch", 0, block + 1)
+    layout = mapped.layout
+    out = np.zeros(layout.chunk_bytes, np.uint8)
+    again = open_shard(mapped.path, layout)
+    assert again is not mapped
+    assert again.copy_chunk(1, out, is_in_memory=True) == chunk_crc32c(block[1] + 1)
+    mapped.path.unlink()
+    with pytest.raises(FormatError, match="cannot be read"):
+        open_shard(mapped.path, layout)
 
 
 def test_a_missing_file_is_an_error(tmp_path):

@@ -317,6 +317,10 @@ def n_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def n_maps(features):
+    return Path("/proc/self/maps").read_text().count(str(features.folder.path))
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files by /proc")
 def test_a_stream_dropped_midway_leaves_nothing(features):
     rows = np.array(stored_rows(features) * 3)
@@ -330,12 +334,12 @@ def test_a_stream_dropped_midway_leaves_nothing(features):
 
     drop(3)
     gc.collect()
-    threads, files = threading.active_count(), n_files()
+    threads, files, maps = threading.active_count(), n_files(), n_maps(features)
     drop(1000)
     gc.collect()
     assert threading.active_count() == threads
     assert n_files() == files
-    assert str(features.folder.path) not in Path("/proc/self/maps").read_text()
+    assert n_maps(features) == maps
 
     tracemalloc.start()
     drop(20)
