@@ -38,6 +38,9 @@ V = TypeVar("V")
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
 _READ_AHEAD = 128 * 1024
+_MAX_OPEN = (
+    4096  # shards of 256 rows: a million rows of a tap are read in any order from open files
+)
 REPAIR = "Run `featstore verify --repair`."
 _NO_HANDLE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 _PLAIN = [("bytes", {"endian": "little"}), ("crc32c", {})]
@@ -294,14 +297,14 @@ def close_kept_shards() -> None:
 
 
 def max_open_shards() -> int:
-    """Choose how many shard files stay open: with half of the handles of a process, at most 1024.
+    """Choose how many shard files stay open: with half of the handles of a process, at most 4096.
 
     Before Python 3.13 a map holds a handle of its own.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return 1024
-    return max(8, min(1024, soft // (2 if _NO_HANDLE else 4)))
+        return _MAX_OPEN
+    return max(8, min(_MAX_OPEN, soft // (2 if _NO_HANDLE else 4)))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
