@@ -220,9 +220,10 @@ def _repeat(per_head: Tensor, size: int) -> Tensor:
 
 
 def project_tokens(linear: nn.Linear, tokens: TapTokens, positions_tc: Tensor) -> Tensor:
-    """Give ``linear([features, positions])``, (batch, tokens, channels), for positions of a grid.
+    """Give ``linear([features, positions])``, (batch, channels, tokens), for positions of a grid.
 
-    The positions' share is the same for all images, so it is computed once.
+    The positions' share is the same for all images, so it is computed once. Tokens lie last in
+    memory: the attention walks along them.
     """
     weight, bias = linear.weight, linear.bias
     width = weight.shape[1] - positions_tc.shape[1]
@@ -230,7 +231,8 @@ def project_tokens(linear: nn.Linear, tokens: TapTokens, positions_tc: Tensor) -
     if tokens.valid is not None:  # a padded token may hold anything, NaN included
         features = features.masked_fill(~tokens.valid[:, :, None], 0.0)
     of_positions_tc = positions_tc @ weight[:, width:].mT + bias
-    return features @ weight[:, :width].mT + of_positions_tc
+    mixed_btc = features @ weight[:, :width].mT + of_positions_tc
+    return mixed_btc.mT.contiguous()
 
 
 def minus_infinity_outside(valid_bt: Tensor | None) -> Tensor | None:
@@ -240,10 +242,9 @@ def minus_infinity_outside(valid_bt: Tensor | None) -> Tensor | None:
     return torch.zeros(valid_bt.shape, device=valid_bt.device).masked_fill(~valid_bt, -math.inf)
 
 
-def split_heads(mixed_btd: Tensor, n_heads: int) -> Tensor:
-    """Give (batch, n_heads, channels a head, tokens) of (batch, tokens, channels)."""
-    batch, n_tokens, _ = mixed_btd.shape
-    return mixed_btd.mT.reshape(batch, n_heads, -1, n_tokens)
+def split_heads(mixed_bdt: Tensor, n_heads: int) -> Tensor:
+    """Give (batch, n_heads, channels a head, tokens) of (batch, channels, tokens), in place."""
+    return mixed_bdt.unflatten(1, (n_heads, -1))  # type: ignore[no-untyped-call]
 
 
 class Upscale(nn.Module):

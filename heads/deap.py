@@ -151,8 +151,8 @@ class Deap(Head):
         dim, heads, side = self.options.inner_dim, self.options.heads, self.options.queries
         like = self.query.weight
         positions_tc = position_encoding(tokens.grid, like=like)
-        mixed_btd = project_tokens(self.key_value, tokens, positions_tc)
-        value_bhvt = split_heads(mixed_btd[:, :, -2 * dim :], heads)
+        mixed_bdt = project_tokens(self.key_value, tokens, positions_tc)
+        value_bhvt = split_heads(mixed_bdt[:, -2 * dim :], heads)
         mask_hqt = self._mask(tokens.grid)
         bias_bt = minus_infinity_outside(tokens.valid)
         if self.options.variant == "only-mask":
@@ -162,7 +162,7 @@ class Deap(Head):
         scale = 1 / math.sqrt(dim // heads)
         query_qd = self.query(position_encoding((side, side), like=like)) * scale
         query_hqc = query_qd.view(side * side, heads, -1).transpose(0, 1)
-        key_bhct = split_heads(mixed_btd[:, :, :dim], heads)
+        key_bhct = split_heads(mixed_bdt[:, :dim], heads)
         return masked_attention(query_hqc, key_bhct, value_bhvt, mask_hqt, bias_bt).flatten(1, 2)
 
     def _mask(self, grid: tuple[int, int]) -> Tensor:

@@ -85,9 +85,9 @@ class _Layer(nn.Module):
 
     def keys_and_values(self, tokens: TapTokens, positions_tc: Tensor) -> tuple[Tensor, Tensor]:
         """Give (batch, heads, channels, tokens) of both."""
-        mixed_btd = project_tokens(self.key_value, tokens, positions_tc)
+        mixed_bdt = project_tokens(self.key_value, tokens, positions_tc)
         dim, heads = self._options.dim, self._options.heads
-        return split_heads(mixed_btd[:, :, :dim], heads), split_heads(mixed_btd[:, :, dim:], heads)
+        return split_heads(mixed_bdt[:, :dim], heads), split_heads(mixed_bdt[:, dim:], heads)
 
 
 class _MaskedLayer(_Layer):
@@ -131,7 +131,7 @@ class _FreeLayer(_Layer):
     def forward(self, query_bqd: Tensor, tokens: TapTokens, positions_tc: Tensor) -> Tensor:
         """Give (batch, queries, dim)."""
         key_bhct, value_bhvt = self.keys_and_values(tokens, positions_tc)
-        query_bhqc = split_heads(query_bqd, self._options.heads).mT
+        query_bhqc = split_heads(query_bqd.mT, self._options.heads).mT
         valid = None if tokens.valid is None else tokens.valid[:, None, None]
         attended_bhqv = functional.scaled_dot_product_attention(
             query_bhqc, key_bhct.mT, value_bhvt.mT, attn_mask=valid
