@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DATA = "rooms:n=500,seed=0"
 BACKBONE = "efficientnet_lite0"
-STEPS = 300
+STEPS = 250
 BATCH_SIZE = 16
 LR = 3e-3
 SCHEDULE = "cosine"
