@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featstore.types import TapShape
-from heads import deap as _deap  # noqa: F401  (files itself under HEADS)
-from heads import maxa as _maxa  # noqa: F401
+from heads import bicubic, deap, linear, maxa  # noqa: F401  (each files itself under HEADS)
 from heads.base import HEADS, Head
 from heads.options import parse_options
 
