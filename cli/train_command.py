@@ -69,7 +69,12 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
 @click.option("--steps", type=click.IntRange(1), default=None, help="Optimizer steps.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Passes instead of steps.")
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Images a step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=None, help="Learning rate.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Learning rate; each head has one of its own.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @device_option
 @click.option("--resume", default=None, metavar="RUN", help="Go on with an interrupted run.")

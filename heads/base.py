@@ -56,6 +56,7 @@ class Head(nn.Module, ABC):
     """
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
+    LR: ClassVar[float | None] = None  # learning rate where the user names none; None: the task's
     UNUSED: tuple[str, ...] = ()
     options: Any  # an instance of `OPTIONS`
 

@@ -35,6 +35,9 @@ class LinearOptions:
 class Linear(Head):
     """Batch normalisation and a 1x1 convolution on the tokens of one tap or several.
 
+    Its learning rate is 3e-2 where none is named: no layer before the last lends it scale, so at a
+    small one a few hundred steps do not reach the mean of the labels.
+
     ``2 * width + (width + 1) * n_outputs`` parameters, where width is that of all taps together,
     twice that with the class tokens. The normalisation leaves padded tokens out.
 
@@ -43,6 +46,7 @@ class Linear(Head):
     """
 
     OPTIONS = LinearOptions
+    LR = 3e-2
 
     def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: int | bool) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)

@@ -46,7 +46,7 @@ class Choices(TypedDict, total=False):
     steps: int | None  # default: the task's
     epochs: int | None  # instead of steps
     batch_size: int | None  # default: the task's
-    lr: float | None  # default: the task's
+    lr: float | None  # default: the head's, else the task's
     seed: int  # of first weights, order and held-out groups, default 0
     data: str | None  # FORMAT:PATH of labels to join to stored rows by image
 
@@ -159,7 +159,7 @@ def make_setup(
     targets = prepare_targets(targets_path, job, task, progress=progress)
     paths = {pair.key: pair.path for pair in pairs}
     selection = _without_bad_labels(selection, targets)
-    recipe = _recipe(request, task, selection, LoopOptions(**options["loop"]))
+    recipe = _recipe(request, model, selection, LoopOptions(**options["loop"]))
     record = {
         "head": head_name,
         "task": task_name,
@@ -297,8 +297,9 @@ def _without_bad_labels(selection: Selection, targets: Targets) -> Selection:
     return kept
 
 
-def _recipe(request: Request, task: Task, selection: Selection, loop: LoopOptions) -> Recipe:
-    settings = task.settings
+def _recipe(request: Request, model: Model, selection: Selection, loop: LoopOptions) -> Recipe:
+    settings = model.task.settings
+    default_lr = model.head.LR or settings.lr
     n_rows = len({pair.row for pair in selection.train})
     batch_size = min(request.batch_size or settings.batch_size, n_rows)
     steps = request.steps or settings.steps
@@ -307,7 +308,7 @@ def _recipe(request: Request, task: Task, selection: Selection, loop: LoopOption
     return Recipe(
         steps=steps,
         batch_size=batch_size,
-        lr=settings.lr if request.lr is None else request.lr,
+        lr=default_lr if request.lr is None else request.lr,
         weight_decay=settings.weight_decay,
         seed=request.seed,
         loop=loop,

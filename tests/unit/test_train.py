@@ -530,3 +530,25 @@ def test_runs_that_differ_in_their_seed_share_prepared_targets(store):
     learn(store, seed=1, steps=1, progress=lambda each: stages.append(each.stage))
     assert "train" in stages
     assert "labels" not in stages
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "lr"),
+    [
+        ("deap", {"queries": 4}, 1e-3),
+        ("maxa", {"queries": 4}, 1e-3),
+        ("bicubic", {"queries": 4}, 1e-3),
+        ("linear", {"size": 32}, 3e-2),
+    ],
+)
+def test_every_head_learns_at_a_rate_of_its_own_unless_one_is_named(store, head, options, lr):
+    options = {**options, "checks": 4, "pictures": 0, "patience": 0}
+    common = {"task": "depth", "head": head, "steps": 60, "batch_size": 8, "device": "cpu"}
+    report = heads.train(store, options=options, **common)
+    assert read_run(Path(report.path)).record["options"]["train"]["lr"] == lr
+    losses = pq.read_table(Path(report.path) / "curves.parquet").to_pylist()
+    train = [line["value"] for line in losses if line["split"] == "train"]
+    assert np.mean(train[-5:]) < 0.9 * np.mean(train[:5])
+    assert heads.evaluate(report.path).metrics["rmse"] == pytest.approx(report.metrics["rmse"])
+    named = heads.train(store, options=options, lr=2e-3, **{**common, "steps": 2})
+    assert read_run(Path(named.path)).record["options"]["train"]["lr"] == 2e-3
