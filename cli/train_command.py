@@ -73,7 +73,7 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
     "--lr",
     type=click.FloatRange(0, min_open=True),
     default=None,
-    help="Learning rate; each head has one of its own.",
+    help="Learning rate; by default the head's own, else the task's.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @device_option

@@ -38,9 +38,8 @@ V = TypeVar("V")
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
 _READ_AHEAD = 128 * 1024
-_MAX_OPEN = (
-    4096  # shards of 256 rows: a million rows of a tap are read in any order from open files
-)
+# Shards of 256 rows: a million rows of a tap are read in any order from open files.
+_MAX_OPEN = 4096
 REPAIR = "Run `featstore verify --repair`."
 _NO_HANDLE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 _PLAIN = [("bytes", {"endian": "little"}), ("crc32c", {})]

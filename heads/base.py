@@ -46,6 +46,11 @@ class TapTokens:
             image = int((~self.valid.any(dim=1)).nonzero()[0, 0])
             raise invalid("valid", "no valid token", f"true somewhere in image {image}")
 
+    def filled(self, dtype: torch.dtype) -> Tensor:
+        """Give `patch` in a dtype, 0 where padded: a padded token may hold anything, NaN too."""
+        patch = self.patch.to(dtype)
+        return patch if self.valid is None else patch.masked_fill(~self.valid[:, :, None], 0.0)
+
 
 class Head(nn.Module, ABC):
     """Base of every dense head; a subclass is final and files itself under `HEADS`.
@@ -63,6 +68,8 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: Any) -> None:
         super().__init__()
+        if n_outputs < 1:
+            raise invalid("n_outputs", n_outputs, "a positive number of output channels")
 
     @abstractmethod
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
@@ -82,11 +89,10 @@ class Head(nn.Module, ABC):
         """List the biases that are added to the output: a task may shift their start."""
 
     @classmethod
-    @abstractmethod
     def default_taps(
         cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
     ) -> tuple[str, ...]:
-        """Choose the taps to read when the user names none.
+        """Choose the taps to read when the user names none; see `last_dense_tap`.
 
         Args:
             available: Dense taps of a feature set, by name.
@@ -95,6 +101,7 @@ class Head(nn.Module, ABC):
         Raises:
             InvalidInputError: There is no obvious choice.
         """
+        return last_dense_tap(available, input_hw=input_hw)
 
     def dead_parameters(self) -> int:
         """Count the parameters that exist but are never applied."""

@@ -227,9 +227,7 @@ def project_tokens(linear: nn.Linear, tokens: TapTokens, positions_tc: Tensor) -
     """
     weight, bias = linear.weight, linear.bias
     width = weight.shape[1] - positions_tc.shape[1]
-    features = tokens.patch.to(weight.dtype)
-    if tokens.valid is not None:  # a padded token may hold anything, NaN included
-        features = features.masked_fill(~tokens.valid[:, :, None], 0.0)
+    features = tokens.filled(weight.dtype)
     of_positions_tc = positions_tc @ weight[:, width:].mT + bias
     mixed_btc = features @ weight[:, :width].mT + of_positions_tc
     return mixed_btc.mT.contiguous()
@@ -240,6 +238,24 @@ def minus_infinity_outside(valid_bt: Tensor | None) -> Tensor | None:
     if valid_bt is None:
         return None
     return torch.zeros(valid_bt.shape, device=valid_bt.device).masked_fill(~valid_bt, -math.inf)
+
+
+def position_queries(linear: nn.Linear, *, n_heads: int, side: int) -> Tensor:
+    """Give (heads, queries, channels) for a square grid, scaled by 1 / sqrt(channels)."""
+    positions_qc = position_encoding((side, side), dim=linear.in_features, like=linear.weight)
+    query_qhc = linear(positions_qc).view(side * side, n_heads, -1)
+    scaled: Tensor = query_qhc.transpose(0, 1) * (1 / math.sqrt(query_qhc.shape[2]))
+    return scaled
+
+
+def mask_logits(
+    mask: LocalityMask | None, *, n_heads: int, side: int, grid: tuple[int, int], like: Tensor
+) -> Tensor:
+    """Give (heads, queries, tokens) of a mask from a square grid of queries; None: zeros."""
+    if mask is None:
+        return like.new_zeros(n_heads, side * side, math.prod(grid))
+    mask_hqt: Tensor = mask(squared_distances((side, side), grid, like=like))
+    return mask_hqt
 
 
 def split_heads(mixed_bdt: Tensor, n_heads: int) -> Tensor:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from featstore.errors import invalid
 from featstore.types import TapShape
-from heads.base import HEADS, Head, TapTokens, check_inputs, last_dense_tap, only_dense_tap
+from heads.base import HEADS, TapTokens, check_inputs, only_dense_tap
 from heads.blocks import (
     MASK_FORMS,
     POSITION_DIM,
     LocalityMask,
-    Upscale,
     feed_forward,
+    mask_logits,
     masked_attention,
     minus_infinity_outside,
     position_encoding,
+    position_queries,
     project_tokens,
     split_heads,
-    squared_distances,
-    upscaling_cnn,
 )
+from heads.query_head import QueryHead, check_readout_options
 
 VARIANTS = ("full", "8-dim", "no-sigma", "no-indiv-sigma", "only-mask")
-_UPSCALE = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,10 +57,7 @@ class DeapOptions:
         if self.inner_dim < 4 or self.inner_dim % self.heads:
             expected = f"at least 4 and a multiple of heads ({self.heads})"
             raise invalid("dim", self.inner_dim, expected)
-        if not 2 <= self.queries <= 256:
-            raise invalid("queries", self.queries, "from 2 to 256 a side", hint="Try 28 or 56.")
-        if self.dc is not None and self.dc < 1:
-            raise invalid("dc", self.dc, "a positive number of channels, or auto")
+        check_readout_options(self.queries, self.dc)
 
     @property
     def inner_dim(self) -> int:
@@ -75,7 +70,7 @@ class DeapOptions:
 
 
 @HEADS.register("deap.v1")
-class Deap(Head):
+class Deap(QueryHead):
     """One masked cross-attention from fixed position queries, an MLP, and a CNN with a skip.
 
     With the defaults, ``50 * width + 4886`` parameters for one output. Of them the norm over the
@@ -99,8 +94,6 @@ class Deap(Head):
     ) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
         self.options = chosen = DeapOptions(**options)  # type: ignore[arg-type]
-        if n_outputs < 1:
-            raise invalid("n_outputs", n_outputs, "a positive number of output channels")
         self.width = only_dense_tap(taps, head="deap").dim
         token_dim = self.width + POSITION_DIM
         self.norm_inp = nn.LayerNorm(token_dim)
@@ -111,46 +104,24 @@ class Deap(Head):
         self.key_value = nn.Linear(token_dim, (2 if only_mask else 3) * dim)
         self.mask = self._make_mask() if chosen.variant != "no-sigma" else None
         self.ffn = feed_forward(2 * dim, dim)
-        self.cnn = upscaling_cnn(dim, chosen.cnn_channels(n_outputs), n_outputs)
-        self.skip = nn.Conv2d(dim, n_outputs, 1)
-        self.upscale = Upscale(_UPSCALE)
+        self.build_readout(dim, chosen.cnn_channels(n_outputs), n_outputs)
 
     def _make_mask(self) -> LocalityMask:
         is_shared = self.options.variant == "no-indiv-sigma"
         options = self.options
         return LocalityMask(n_heads=options.heads, form=options.mask_form, is_shared=is_shared)
 
-    @property
-    def output_hw(self) -> tuple[int, int]:
-        """Rows and columns of the output: 8 pixels a query."""
-        return (_UPSCALE * self.options.queries,) * 2
-
-    def output_biases(self) -> tuple[nn.Parameter, ...]:
-        """List the biases of the skip and of the CNN's last layer."""
-        return (self.skip.get_parameter("bias"), self.cnn[-1].get_parameter("bias"))
-
-    @classmethod
-    def default_taps(
-        cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
-    ) -> tuple[str, ...]:
-        """Choose the final norm, else the last block, else the deepest stage of stride <= 16."""
-        return last_dense_tap(available, input_hw=input_hw)
-
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
         """Give (batch, n_outputs, 8 * queries, 8 * queries); any grid of tokens will do."""
         check_inputs(inputs, (self.width,))
         attended_bdq = self._attend(inputs[0])
         tokens_bqd = self.ffn(attended_bdq.mT)
-        side = self.options.queries
-        map_bdyx = tokens_bqd.mT.reshape(len(tokens_bqd), -1, side, side)  # channels stay last
-        output: Tensor = self.upscale(self.skip(map_bdyx)) + self.cnn(map_bdyx)
-        return output
+        return self.readout(tokens_bqd)
 
     def _attend(self, tokens: TapTokens) -> Tensor:
         """Give (batch, 2 * dim, queries): the heads' answers, one after another."""
         dim, heads, side = self.options.inner_dim, self.options.heads, self.options.queries
-        like = self.query.weight
-        positions_tc = position_encoding(tokens.grid, like=like)
+        positions_tc = position_encoding(tokens.grid, like=self.query.weight)
         mixed_bdt = project_tokens(self.key_value, tokens, positions_tc)
         value_bhvt = split_heads(mixed_bdt[:, -2 * dim :], heads)
         mask_hqt = self._mask(tokens.grid)
@@ -159,16 +130,11 @@ class Deap(Head):
             logits_bhqt = mask_hqt if bias_bt is None else mask_hqt + bias_bt[:, None, None]
             attended: Tensor = value_bhvt @ logits_bhqt.softmax(dim=-1).mT
             return attended.flatten(1, 2)
-        scale = 1 / math.sqrt(dim // heads)
-        query_qd = self.query(position_encoding((side, side), like=like)) * scale
-        query_hqc = query_qd.view(side * side, heads, -1).transpose(0, 1)
+        query_hqc = position_queries(self.query, n_heads=heads, side=side)
         key_bhct = split_heads(mixed_bdt[:, :dim], heads)
         return masked_attention(query_hqc, key_bhct, value_bhvt, mask_hqt, bias_bt).flatten(1, 2)
 
     def _mask(self, grid: tuple[int, int]) -> Tensor:
         """Give (heads, queries, tokens) logits."""
-        side, like = self.options.queries, self.query.weight
-        if self.mask is None:
-            return like.new_zeros(self.options.heads, side * side, math.prod(grid))
-        mask_hqt: Tensor = self.mask(squared_distances((side, side), grid, like=like))
-        return mask_hqt
+        heads, side, like = self.options.heads, self.options.queries, self.query.weight
+        return mask_logits(self.mask, n_heads=heads, side=side, grid=grid, like=like)

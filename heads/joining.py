@@ -46,15 +46,14 @@ def join(inputs: Sequence[TapTokens], dtype: torch.dtype) -> TapTokens:
 
 
 def _resampled(tokens: TapTokens, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    patch = tokens.patch.to(dtype)
-    if tokens.valid is None:
-        return patch if tokens.grid == grid else _resize(patch, tokens.grid, grid)
-    weight = tokens.valid[:, :, None].to(dtype)
-    patch = patch.masked_fill(~tokens.valid[:, :, None], 0.0)
+    patch = tokens.filled(dtype)
     if tokens.grid == grid:
         return patch
-    share = _resize(weight, tokens.grid, grid)
-    return _resize(patch, tokens.grid, grid) / share.clamp(min=1e-6)
+    resized = _resize(patch, tokens.grid, grid)
+    if tokens.valid is None:
+        return resized
+    share = _resize(tokens.valid[:, :, None].to(dtype), tokens.grid, grid)
+    return resized / share.clamp(min=1e-6)
 
 
 def _resize(patch_btd: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:

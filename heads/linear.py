@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from featstore.errors import invalid
 from featstore.types import TapShape
-from heads.base import HEADS, Head, TapTokens, check_inputs, last_dense_tap
+from heads.base import HEADS, Head, TapTokens, check_inputs
 from heads.joining import join, joined_shape
 
 
@@ -51,8 +51,6 @@ class Linear(Head):
     def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: int | bool) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
         self.options = chosen = LinearOptions(**options)  # type: ignore[arg-type]
-        if n_outputs < 1:
-            raise invalid("n_outputs", n_outputs, "a positive number of output channels")
         shape = joined_shape(taps, head="linear")
         without = [tap.tap for tap in taps if not tap.n_prefix]
         if chosen.cls and without:
@@ -70,13 +68,6 @@ class Linear(Head):
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the one bias of the projection."""
         return (self.project.bias,)
-
-    @classmethod
-    def default_taps(
-        cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
-    ) -> tuple[str, ...]:
-        """Choose the final norm, else the last block, else the deepest stage of stride <= 16."""
-        return last_dense_tap(available, input_hw=input_hw)
 
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
         """Give (batch, n_outputs, size, size)."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,26 +10,25 @@ from torch.nn import functional
 
 from featstore.errors import invalid
 from featstore.types import TapShape
-from heads.base import HEADS, Head, TapTokens, check_inputs, last_dense_tap
+from heads.base import HEADS, TapTokens, check_inputs
 from heads.blocks import (
     MASK_FORMS,
     POSITION_DIM,
     LocalityMask,
-    Upscale,
     feed_forward,
+    mask_logits,
     masked_attention,
     minus_infinity_outside,
     position_encoding,
+    position_queries,
     project_tokens,
     split_heads,
-    squared_distances,
-    upscaling_cnn,
 )
 from heads.joining import join, joined_shape
+from heads.query_head import QueryHead, check_readout_options
 
 VARIANTS = ("full", "no-sigma", "no-indiv-sigma", "single-layer")
 _FACTORS = (4, 2)
-_UPSCALE = math.prod(_FACTORS)
 _QUERY_DIM = 16
 
 
@@ -59,10 +57,7 @@ class MaxaOptions:
             raise invalid("heads", self.heads, "a positive number")
         if self.dim < 4 or self.dim % self.heads:
             raise invalid("dim", self.dim, f"at least 4 and a multiple of heads ({self.heads})")
-        if not 2 <= self.queries <= 256:
-            raise invalid("queries", self.queries, "from 2 to 256 a side", hint="Try 28 or 56.")
-        if self.dc is not None and self.dc < 1:
-            raise invalid("dc", self.dc, "a positive number of channels, or auto")
+        check_readout_options(self.queries, self.dc)
 
     def cnn_channels(self, n_outputs: int) -> int:
         """Give the channels inside the CNN."""
@@ -109,16 +104,10 @@ class _MaskedLayer(_Layer):
     def forward(self, tokens: TapTokens, positions_tc: Tensor) -> Tensor:
         """Give (batch, queries, dim)."""
         options, like = self._options, self.query.weight
-        grid = (options.queries, options.queries)
-        scale = 1 / math.sqrt(options.dim // options.heads)
-        query_qd = self.query(position_encoding(grid, dim=_QUERY_DIM, like=like)) * scale
-        query_hqc = query_qd.view(math.prod(grid), options.heads, -1).transpose(0, 1)
+        heads, side = options.heads, options.queries
+        query_hqc = position_queries(self.query, n_heads=heads, side=side)
         key_bhct, value_bhvt = self.keys_and_values(tokens, positions_tc)
-        mask_hqt = (
-            self.mask(squared_distances(grid, tokens.grid, like=like))
-            if self.mask is not None
-            else like.new_zeros(options.heads, math.prod(grid), math.prod(tokens.grid))
-        )
+        mask_hqt = mask_logits(self.mask, n_heads=heads, side=side, grid=tokens.grid, like=like)
         bias_bt = minus_infinity_outside(tokens.valid)
         attended_bhvq = masked_attention(query_hqc, key_bhct, value_bhvt, mask_hqt, bias_bt)
         answer: Tensor = self.ffn(attended_bhvq.flatten(1, 2).mT)
@@ -141,7 +130,7 @@ class _FreeLayer(_Layer):
 
 
 @HEADS.register("maxa.v1")
-class Maxa(Head):
+class Maxa(QueryHead):
     """Two cross-attentions from fixed position queries, the first one masked by distance, a CNN.
 
     With the defaults, ``196 * width + 8 * tokens + 31570`` parameters for one output; several
@@ -162,8 +151,6 @@ class Maxa(Head):
     ) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
         self.options = chosen = MaxaOptions(**options)  # type: ignore[arg-type]
-        if n_outputs < 1:
-            raise invalid("n_outputs", n_outputs, "a positive number of output channels")
         shape = joined_shape(taps, head="maxa")
         assert shape.grid is not None
         self._widths = tuple(tap.dim for tap in taps)
@@ -173,26 +160,7 @@ class Maxa(Head):
         is_single = chosen.variant == "single-layer"
         self.second = None if is_single else _FreeLayer(width=shape.dim, options=chosen)
         self.UNUSED = ("first.norm_inp",) if is_single else ("first.norm_inp", "second.norm_inp")
-        inner = chosen.cnn_channels(n_outputs)
-        self.cnn = upscaling_cnn(chosen.dim, inner, n_outputs, factors=_FACTORS)
-        self.skip = nn.Conv2d(chosen.dim, n_outputs, 1)
-        self.upscale = Upscale(_UPSCALE)
-
-    @property
-    def output_hw(self) -> tuple[int, int]:
-        """Rows and columns of the output: 8 pixels a query."""
-        return (_UPSCALE * self.options.queries,) * 2
-
-    def output_biases(self) -> tuple[nn.Parameter, ...]:
-        """List the biases of the skip and of the CNN's last layer."""
-        return (self.skip.get_parameter("bias"), self.cnn[-1].get_parameter("bias"))
-
-    @classmethod
-    def default_taps(
-        cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
-    ) -> tuple[str, ...]:
-        """Choose the final norm, else the last block, else the deepest stage of stride <= 16."""
-        return last_dense_tap(available, input_hw=input_hw)
+        self.build_readout(chosen.dim, chosen.cnn_channels(n_outputs), n_outputs, factors=_FACTORS)
 
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
         """Give (batch, n_outputs, 8 * queries, 8 * queries); any grid of tokens will do."""
@@ -202,10 +170,7 @@ class Maxa(Head):
         tokens_bqd = self.first(tokens, positions_tc)
         if self.second is not None:
             tokens_bqd = self.second(tokens_bqd, tokens, positions_tc)
-        side = self.options.queries
-        map_bdyx = tokens_bqd.mT.reshape(len(tokens_bqd), -1, side, side)  # channels stay last
-        output: Tensor = self.upscale(self.skip(map_bdyx)) + self.cnn(map_bdyx)
-        return output
+        return self.readout(tokens_bqd)
 
     def _positions_on(self, grid: tuple[int, int]) -> Tensor:
         """Give the learned positions, (tokens, 8), on any grid."""
