@@ -161,7 +161,7 @@ def main() -> None:
     three.add_argument("--folder", required=True)
     three.add_argument("--store", required=True)
     three.set_defaults(run=peak)
-    args = parser.parse_args()
+    args = parser.parse_args(sys.argv[1:] or ["rate"])
     run = args.run
     del args.run
     run(args)
