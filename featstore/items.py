@@ -16,7 +16,14 @@ from featstore.geometry import clip_box
 from featstore.hashing import canonical_json, image_key, short_key
 from featstore.images import probe
 from featstore.store import StoreFolder, crop_text
-from featstore.types import FeatureReader, Item, Progress, ProgressCallback, Reader
+from featstore.types import (
+    FeatureReader,
+    Item,
+    NamesClasses,
+    Progress,
+    ProgressCallback,
+    Reader,
+)
 
 SCHEMA = pa.schema(
     [
@@ -115,12 +122,15 @@ def write_items(store: StoreFolder, reader: Reader, found: Sequence[FoundItem]) 
     known = {line["item"]: line for line in read_items(store, reader.name).to_pylist()}
     lines = [_line(entry) for entry in found]
     _check_same_dataset(store, reader, known, lines)
-    about = {
+    about: dict[str, Any] = {
         "format": reader.format,
         "spec": reader.spec,
         "licence": reader.licence,
         "homepage": reader.homepage,
     }
+    names = class_names(reader)
+    if names is not None:
+        about["classes"] = list(names)
     path = folder / "dataset.json"
     if not path.exists() or json.loads(path.read_text()) != about:
         write_json(path, about)
@@ -165,8 +175,13 @@ def _check_same_dataset(
         )
 
 
-def read_dataset(store: StoreFolder, dataset: str) -> dict[str, str]:
-    """Read what a data set is: format, spec, licence, homepage."""
+def class_names(reader: Reader) -> tuple[str, ...] | None:
+    """Name the classes of a reader's labels, where it knows them."""
+    return reader.class_names() if isinstance(reader, NamesClasses) else None
+
+
+def read_dataset(store: StoreFolder, dataset: str) -> dict[str, Any]:
+    """Read what a data set is: format, spec, licence, homepage, and perhaps its classes."""
     path = store.items_path(dataset) / "dataset.json"
     return dict(json.loads(path.read_text()))
 

@@ -123,6 +123,15 @@ class TapShape:
 
 
 @runtime_checkable
+class NamesClasses(Protocol):
+    """A reader that knows what the numbers of its "classes" labels mean."""
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name the classes, the first one being 0; None where nothing names them."""
+        ...
+
+
+@runtime_checkable
 class FeatureReader(Reader, Protocol):
     """A reader that gives features that somebody else extracted, instead of images to run."""
 

@@ -9,6 +9,7 @@ from featstore.types import TapShape
 from heads import bicubic, deap, linear, maxa  # noqa: F401  (each files itself under HEADS)
 from heads.base import HEADS, Head
 from heads.options import parse_options
+from heads.side_by_side import SideBySide
 
 __all__ = ["HEADS", "build_head"]
 
@@ -17,12 +18,18 @@ def build_head(
     name: str,
     *,
     taps: Sequence[TapShape],
-    n_outputs: int,
+    n_outputs: int | Sequence[int],
     options: Mapping[str, Any] | None = None,
 ) -> Head:
     """Make a head by name; options may be text, as from a command line.
 
     Its weights come from torch's global random numbers: seed those first.
+
+    Args:
+        name: Registered name, with or without its version.
+        taps: What it reads.
+        n_outputs: Output channels; several numbers make as many heads, side by side.
+        options: Options of the head; may be text.
 
     Raises:
         NotFoundError: The head or an option is not known.
@@ -30,4 +37,6 @@ def build_head(
     """
     head_type = HEADS[name]
     chosen = parse_options(head_type.OPTIONS, options or {})
-    return head_type(taps=taps, n_outputs=n_outputs, **chosen)
+    counts = (n_outputs,) if isinstance(n_outputs, int) else tuple(n_outputs)
+    heads = [head_type(taps=taps, n_outputs=count, **chosen) for count in counts]
+    return heads[0] if len(heads) == 1 else SideBySide(heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,7 +29,8 @@ from heads.tasks import Task
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
 
-_WINDOW = 32  # images measured at a time: their labels and predictions are in memory
+_WINDOW = 32  # images measured at a time, at most: their predictions are in memory
+_WINDOW_NUMBERS = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +187,9 @@ def measure_pairs(
     lines: list[dict[str, Any]] = []
     left_out = {pair.key: f"Its {labels.kind} label cannot be read." for pair in pairs}
     sources: set[str] = set()
-    for done, window in enumerate(_windows(pairs, labels)):
+    n_numbers = model.task.n_outputs * math.prod(model.head.output_hw)
+    size = max(1, min(_WINDOW, _WINDOW_NUMBERS // n_numbers))
+    for done, window in enumerate(_windows(pairs, labels, size)):
         found = _measure_window(model, feed, window, labels)
         for (pair, label), result in zip(window, found, strict=True):
             if isinstance(result, str):
@@ -194,7 +198,7 @@ def measure_pairs(
             del left_out[pair.key]
             sources.add(label.source)
             lines.append({**_pair_columns(pair), **result})
-        n_done = min((done + 1) * _WINDOW, len(pairs))
+        n_done = min((done + 1) * size, len(pairs))
         progress(Progress(stage="evaluate", done=n_done, total=len(pairs)))
     if not lines:
         reason = next(iter(left_out.values()), "there is none")
@@ -232,20 +236,22 @@ def labelled(pairs: Sequence[Pair], labels: LabelSource) -> Iterator[tuple[Pair,
             yield from ((pair, label) for pair in by_item[dataset, item])
 
 
-def _windows(pairs: Sequence[Pair], labels: LabelSource) -> Iterator[list[tuple[Pair, Label]]]:
+def _windows(
+    pairs: Sequence[Pair], labels: LabelSource, size: int
+) -> Iterator[list[tuple[Pair, Label]]]:
     source = labelled(pairs, labels)
-    while window := list(islice(source, _WINDOW)):
+    while window := list(islice(source, size)):
         yield window
 
 
 def _measure_window(
     model: Model, feed: Feed, window: Sequence[tuple[Pair, Label]], labels: LabelSource
-) -> list[dict[str, float] | str]:
+) -> list[dict[str, Any] | str]:
     rows = [pair.row for pair, _ in window]
     placements = feed.placements(rows)
     predictions = predict_rows(model, feed, rows)
 
-    def call(index: int) -> Callable[[], dict[str, float] | str]:
+    def call(index: int) -> Callable[[], dict[str, Any] | str]:
         pair, label = window[index]
         return lambda: _measure(
             model.task,
@@ -260,7 +266,7 @@ def _measure_window(
 
 def _measure(
     task: Task, prediction_chw: np.ndarray, placement: Placement, label: Label, dataset_format: str
-) -> dict[str, float] | str:
+) -> dict[str, Any] | str:
     try:
         values, valid = checked_label(label, placement)
     except InvalidInputError as error:

@@ -22,9 +22,6 @@ from heads.selection import Pair
 from heads.targets import checked_label
 from heads.tasks import Task
 
-UNITS = {"depth": "m"}
-"""Units by kind of label: labels of these kinds are drawn as numbers, with a scale bar."""
-
 
 def draw_pictures(
     path: Path, model: Model, feed: Feed, pairs: Sequence[Pair], labels: LabelSource
@@ -55,16 +52,15 @@ def draw_pictures(
 
 
 def paint_prediction(
-    task: Task, title: str, image_hwc: np.ndarray, prediction_hw: np.ndarray
+    task: Task, title: str, image_hwc: np.ndarray, prediction: np.ndarray
 ) -> bytes:
-    """Draw one prediction at source resolution beside its image: a PNG file."""
-    if task.label_kind in UNITS:
-        unit = UNITS[task.label_kind]
+    """Draw what `Task.at_source` gave beside its image: a PNG file."""
+    if task.unit is not None:
         return prediction_png(
-            title=title, image_hwc=image_hwc, prediction_hw=prediction_hw, unit=unit
+            title=title, image_hwc=image_hwc, prediction_hw=prediction, unit=task.unit
         )
-    painted = {"input": image_hwc, "prediction": task.render(prediction_hw)}
-    return panels_png(title=title, panels=painted)
+    painted = {"input": image_hwc, "prediction": task.render(prediction, image_hwc)}
+    return panels_png(title=title, panels=painted, legend=task.legend(prediction))
 
 
 def _draw(
@@ -80,16 +76,28 @@ def _draw(
     prediction = task.at_source(prediction_chw, placement)
     image = _image(pair, labels)
     title = f"{pair.dataset}: {pair.path}"
-    if task.label_kind not in UNITS:
-        painted = task.render_with_truth(prediction, values, valid)
-        return panels_png(title=title, panels={"input": image, **painted})
-    return comparison_png(
-        title=title,
-        image_hwc=image,
-        prediction_hw=prediction,
-        truth_hw=np.where(valid, values, np.nan),
-        unit=UNITS[task.label_kind],
+    if task.unit is not None:
+        return comparison_png(
+            title=title,
+            image_hwc=image,
+            prediction_hw=prediction,
+            truth_hw=task.truth_map(values, valid),
+            unit=task.unit,
+        )
+    canvas = _at_size(image, placement.source_hw)
+    painted = task.render_with_truth(prediction, values, valid, canvas)
+    legend = task.legend(np.where(valid, values, -1))
+    return panels_png(title=title, panels={"input": image, **painted}, legend=legend)
+
+
+def _at_size(image_hwc: np.ndarray | None, size_hw: tuple[int, int]) -> np.ndarray:
+    """Bring a thumbnail to its image's size by the nearest pixel; grey where there is none."""
+    if image_hwc is None:
+        return np.full((*size_hw, 3), 128, dtype=np.uint8)
+    rows, columns = (
+        (np.arange(size_hw[axis]) + 0.5) * image_hwc.shape[axis] / size_hw[axis] for axis in (0, 1)
     )
+    return image_hwc[np.ix_(rows.astype(int), columns.astype(int))]
 
 
 def _image(pair: Pair, labels: LabelSource) -> np.ndarray | None:

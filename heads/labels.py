@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from featstore.datasets import open_dataset
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.hashing import image_key, short_key
-from featstore.items import item_id, read_dataset
+from featstore.items import class_names, item_id, read_dataset
 from featstore.store import crop_text
 from featstore.types import Item, Label, Reader
 
@@ -25,6 +25,12 @@ select dataset, item
 from items
 where list_contains(label_kinds, $kind)
 order by dataset, item
+"""
+
+_KINDS = """
+select distinct unnest(label_kinds) as kind
+from items
+order by kind
 """
 
 
@@ -44,6 +50,10 @@ class LabelSource(Protocol):
 
     def format_of(self, dataset: str) -> str:
         """Give the format of a data set, such as "nyu.v1", which may have a protocol."""
+        ...
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        """Name the classes of a data set's "classes" labels; None where nothing names them."""
         ...
 
     def image(self, dataset: str, item: str) -> bytes | None:
@@ -77,7 +87,12 @@ class StoredLabels:
 
     def format_of(self, dataset: str) -> str:
         """Give the format that is recorded with the items."""
-        return read_dataset(self._store.folder, dataset)["format"]
+        return str(read_dataset(self._store.folder, dataset)["format"])
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        """Give the names that were recorded with the items."""
+        names = read_dataset(self._store.folder, dataset).get("classes")
+        return None if names is None else tuple(names)
 
     def image(self, dataset: str, item: str) -> bytes | None:
         """Give the stored thumbnail."""
@@ -112,6 +127,10 @@ class ReaderLabels:
         """Give the reader's format."""
         return self._reader.format
 
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        """Give the reader's names."""
+        return class_names(self._reader)
+
     def image(self, dataset: str, item: str) -> bytes | None:
         """Give the image itself."""
         return self._reader.read_image(self._items[item])
@@ -136,9 +155,11 @@ def stored_labels(
     kept = [line for line in lines if (line["dataset"], line["item"]) in labelled]
     if not kept:
         names = ", ".join(sorted({line["dataset"] for line in lines}))
+        others = ", ".join(store.sql(_KINDS, {})["kind"].to_pylist()) or "none"
         raise InvalidInputError(
-            f"No stored row has a {kind} label (data sets: {names}). Extract a data set that has "
-            "such labels, or join them with --data FORMAT:PATH."
+            f"No stored row has {kind} labels (data sets: {names}; kinds of labels they have: "
+            f"{others}). Extract a data set that has such labels, or join them with --data "
+            "FORMAT:PATH."
         )
     return StoredLabels(store, kind), kept
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featstore.errors import InvalidInputError, invalid
 from heads.base import TapTokens
@@ -122,8 +122,13 @@ class Loop:
         model.head.train()
         self._random = _get_random(model.device)
         self._optimizer = torch.optim.AdamW(
-            model.head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+            self._parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
         )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        criterion = self.model.task.criterion
+        learned = [] if criterion is None else list(criterion.parameters())
+        return [*self.model.head.parameters(), *learned]
 
     @property
     def is_done(self) -> bool:
@@ -165,7 +170,7 @@ class Loop:
             InvalidInputError: The loss is not finite.
         """
         self.model.head.eval()
-        loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
+        loss = self.model.task.held_out_loss(self.model.head(batch.inputs), batch.targets)
         self.model.head.train()
         value = float(loss.item())
         self._check_finite(value, self.step, batch)
@@ -212,9 +217,11 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """Give everything that decides what follows, in plain types and tensors."""
+        criterion = self.model.task.criterion
         return {
             "step": self.step,
             "head": self.model.head.state_dict(),
+            "criterion": None if criterion is None else criterion.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "best": {
                 "step": self.best_step,
@@ -231,6 +238,8 @@ class Loop:
         """Take over what `state` gave."""
         self.step, self.is_stopped = state["step"], state["is_stopped"]
         self.model.head.load_state_dict(state["head"])
+        if self.model.task.criterion is not None:
+            self.model.task.criterion.load_state_dict(state["criterion"])
         self._optimizer.load_state_dict(state["optimizer"])
         best = state["best"]
         self.best_step, self.best_value = best["step"], best["value"]

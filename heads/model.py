@@ -239,7 +239,7 @@ def model_from_record(record: Mapping[str, Any]) -> Model:
     task = build_task(record["task"], record["options"]["task"])
     taps = tuple(shape_from_json(shape) for shape in record["tap_shapes"])
     head = build_head(
-        record["head"], taps=taps, n_outputs=task.n_outputs, options=record["options"]["head"]
+        record["head"], taps=taps, n_outputs=task.readouts, options=record["options"]["head"]
     )
     return Model(head=head, task=task, taps=taps, norm=None)
 

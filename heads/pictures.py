@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
 
 from featstore.errors import invalid
 
@@ -21,7 +22,9 @@ NO_VALUE = "0.82"  # light grey
 _PANEL_HEIGHT = 2.6  # inches
 _DPI = 110
 _TITLE_HEIGHT = 0.75  # inches, for the line above and the names of the panels
+_LEGEND_HEIGHT = 0.45  # inches, of two lines
 _BAR_WIDTH = 0.8  # inches, with its numbers
+_MAX_NAMED, _NAMES_A_LINE = 12, 6  # colours of a legend
 _MAX_SIDE = 640  # pixels of a panel; more would not be seen
 
 
@@ -104,24 +107,48 @@ def prediction_png(
         return _png(figure)
 
 
-def panels_png(*, title: str, panels: Mapping[str, np.ndarray | None]) -> bytes:
+def panels_png(
+    *,
+    title: str,
+    panels: Mapping[str, np.ndarray | None],
+    legend: Mapping[str, tuple[int, int, int]] | None = None,
+) -> bytes:
     """Draw pictures that are painted already side by side, under their names.
 
     Args:
         title: A line above the panels.
         panels: Name to (H, W, 3) uint8, the last one giving the shape of all; None is left blank.
+        legend: Names of colours (red, green, blue, each to 255), shown below; the first twelve.
 
     Returns:
         A PNG file.
     """
     last = next(image for image in reversed(list(panels.values())) if image is not None)
     aspect = last.shape[1] / last.shape[0]
-    with _figure(len(panels), aspect, n_bars=0) as figure:
+    with _figure(len(panels), aspect, n_bars=0, has_legend=bool(legend)) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         figure.suptitle(title)
         for panel, (name, image) in zip(axes, panels.items(), strict=True):
             _show_input(panel, image, aspect, name=name)
+        if legend:
+            _name_colours(figure, legend)
         return _png(figure)
+
+
+def _name_colours(figure: Figure, legend: Mapping[str, tuple[int, int, int]]) -> None:
+    shown = dict(list(legend.items())[:_MAX_NAMED])
+    patches = [
+        Patch(facecolor=(red / 255, green / 255, blue / 255), label=name)
+        for name, (red, green, blue) in shown.items()
+    ]
+    figure.legend(
+        handles=patches,
+        loc="outside lower center",
+        ncols=min(len(patches), _NAMES_A_LINE),
+        frameon=False,
+        handlelength=1.0,
+        columnspacing=1.2,
+    )
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -146,11 +173,14 @@ def _thin(values: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _figure(n_panels: int, aspect: float, *, n_bars: int) -> Iterator[Figure]:
+def _figure(
+    n_panels: int, aspect: float, *, n_bars: int, has_legend: bool = False
+) -> Iterator[Figure]:
     panel_width = _PANEL_HEIGHT * min(max(aspect, 0.4), 2.5)
     width = n_panels * (panel_width + 0.1) + n_bars * _BAR_WIDTH
     with mpl.rc_context({"font.size": 9.0, "axes.titlesize": 9.0, "figure.titlesize": 9.5}):
-        yield Figure(figsize=(width, _PANEL_HEIGHT + _TITLE_HEIGHT), dpi=_DPI, layout="constrained")
+        height = _PANEL_HEIGHT + _TITLE_HEIGHT + has_legend * _LEGEND_HEIGHT
+        yield Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def _show_input(

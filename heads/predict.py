@@ -61,9 +61,10 @@ def predict(
 ) -> PredictReport:
     """Predict images and write, for each, NAME.npy and NAME.png.
 
-    The array is float32 at the image's own resolution, upright, in the task's unit (metres); NaN
-    where a crop left a pixel out of the input. The picture shows image and prediction with a
-    scale bar. Images that do not decode are left out and listed.
+    The array is what the task's `at_source` gives, upright: a map at the image's own resolution,
+    such as metres (float32) or classes (int32), with NaN or -1 where a crop left a pixel out of
+    the input; or a table of boxes. The picture shows image and prediction. Images that do not
+    decode are left out and listed.
 
     Args:
         run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
@@ -185,7 +186,7 @@ def _predict_part(
     predictions = model.predict(arrays, placements)
     files = []
     for (path, pixels), placement, prediction in zip(part, placements, predictions, strict=True):
-        values = model.task.at_source(prediction, placement).astype(np.float32)
+        values = model.task.at_source(prediction, placement)
         target = out / names[path]
         sink = io.BytesIO()
         np.save(sink, values)

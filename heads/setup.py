@@ -26,7 +26,7 @@ from heads.options import split_options
 from heads.runs import PAIRS
 from heads.selection import TEST, TRAIN, VAL, Selection, labelled_pairs, pairs_from_table, select
 from heads.targets import TargetJob, Targets, prepare_targets
-from heads.tasks import TASKS, Task
+from heads.tasks import TASKS
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
@@ -140,9 +140,12 @@ def make_setup(
     options = _options(head_name, task_name, request.options)
     features = store.feature_set(request.feature_set, backbone=request.backbone)
     shapes = choose_taps(store, features, HEADS[head_name], request.taps)
+    kind = TASKS[task_name].label_kind
+    selection, labels = _select(features, shapes, kind, request, resumed_path)
+    names = _class_names(selection, labels) if kind == "classes" else None
+    options["task"] = TASKS[task_name].completed(options["task"], names)
     task = TASKS[task_name](**options["task"])
-    selection, labels = _select(features, shapes, task, request, resumed_path)
-    head = build_head(head_name, taps=shapes, n_outputs=task.n_outputs, options=options["head"])
+    head = build_head(head_name, taps=shapes, n_outputs=task.readouts, options=options["head"])
     shift_output_biases(head, task.settings.output_bias)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *_apply_norm(model, features, request.tap_norm, device)]
@@ -157,6 +160,9 @@ def make_setup(
         labels=labels,
     )
     targets = prepare_targets(targets_path, job, task, progress=progress)
+    task.fit_to(targets)
+    if task.criterion is not None:
+        task.criterion.to(device)
     paths = {pair.key: pair.path for pair in pairs}
     selection = _without_bad_labels(selection, targets)
     recipe = _recipe(request, model, selection, LoopOptions(**options["loop"]))
@@ -261,7 +267,7 @@ def _apply_norm(
 def _select(
     features: FeatureSet,
     shapes: Sequence[TapShape],
-    task: Task,
+    kind: str,
     request: Request,
     resumed_path: Path | None,
 ) -> tuple[Selection, LabelSource]:
@@ -271,7 +277,7 @@ def _select(
             store,
             features,
             taps=taps,
-            kind=task.label_kind,
+            kind=kind,
             split=request.split,
             val_fraction=request.val_fraction,
             seed=request.seed,
@@ -279,12 +285,24 @@ def _select(
         )
     table = pq.read_table(resumed_path / PAIRS)
     train, val, test = (pairs_from_table(table, part) for part in (TRAIN, VAL, TEST))
-    labels: LabelSource = StoredLabels(store, task.label_kind)
+    labels: LabelSource = StoredLabels(store, kind)
     if request.data is not None:
-        labels, _ = labelled_pairs(
-            store, features, taps=taps, kind=task.label_kind, data=request.data
-        )
+        labels, _ = labelled_pairs(store, features, taps=taps, kind=kind, data=request.data)
     return Selection(train=train, val=val, test=test, validation={}), labels
+
+
+def _class_names(selection: Selection, labels: LabelSource) -> tuple[str, ...] | None:
+    """Give the classes of all data sets that are learned from or measured on.
+
+    Raises:
+        InvalidInputError: Two of them name other classes.
+    """
+    pairs = (pair for part in selection.parts().values() for pair in part)
+    known = {name: labels.class_names(name) for name in sorted({pair.dataset for pair in pairs})}
+    if len(set(known.values())) > 1:
+        names = " and ".join(known)
+        raise invalid("data", names, "data sets of the same classes", hint="Use one of them.")
+    return next(iter(known.values()))
 
 
 def _without_bad_labels(selection: Selection, targets: Targets) -> Selection:

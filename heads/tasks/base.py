@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from featstore.registry import Registry
 from featstore.types import Placement
-from heads.metrics import Metric
+from heads.metrics import Metric, Stats
 from heads.options import parse_options
 
 
@@ -27,6 +27,15 @@ class TaskSettings:
     output_bias: float = 0.0  # added to each output bias of the head before the first step
 
 
+class PreparedTargets(Protocol):
+    """The part of prepared targets that a task may look at before it is trained."""
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Give what `Task.prepare` gave, stacked over all images, by name."""
+        ...
+
+
 class Task(ABC):
     """Base of every task; a subclass is final and files itself under `TASKS`.
 
@@ -35,10 +44,33 @@ class Task(ABC):
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
     label_kind: ClassVar[str]  # which dense label it learns from
-    n_outputs: int
-    settings: TaskSettings
     primary_metric: ClassVar[str]
     is_lower_better: ClassVar[bool]
+    is_measured_in_training: ClassVar[bool] = True  # whether its metric is quick enough for curves
+    unit: ClassVar[str | None] = None  # of a map of numbers, which is drawn with a scale bar
+    n_outputs: int
+    settings: TaskSettings
+    criterion: nn.Module | None = None  # what the loss learns beside the head; not part of it
+
+    @property
+    def readouts(self) -> tuple[int, ...]:
+        """Split `n_outputs` among heads of their own, which learn side by side."""
+        return (self.n_outputs,)
+
+    @classmethod
+    def completed(
+        cls, options: Mapping[str, Any], class_names: Sequence[str] | None
+    ) -> dict[str, Any]:
+        """Fill in the options that the user left to the data.
+
+        Args:
+            options: All options of the task by name.
+            class_names: Of the labels, where the data set knows them.
+        """
+        return dict(options)
+
+    def fit_to(self, targets: PreparedTargets) -> None:  # noqa: B027  (most losses learn nothing)
+        """Make `criterion`, where the loss depends on what there is to learn."""
 
     @abstractmethod
     def prepare(
@@ -65,17 +97,29 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Give the scalar to minimise for (batch, n_outputs, Ho, Wo) and stacked targets."""
+        """Give the scalar to minimise for (batch, n_outputs, Ho, Wo) and stacked targets.
+
+        Args:
+            output: Of the head.
+            targets: What `prepare` gave, and ``slot`` (batch,): the places of these images among
+                all prepared targets.
+        """
+
+    def held_out_loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Give what the best step is chosen by, on images that are not learned from."""
+        return self.loss(output, targets)
 
     @abstractmethod
     def predict(self, output: Tensor) -> Tensor:
-        """Turn a head's output into physical values, (batch, channels, Ho, Wo)."""
+        """Turn a head's output into what is measured, (batch, channels, Ho, Wo)."""
 
     @abstractmethod
     def at_source(self, prediction_chw: np.ndarray, placement: Placement) -> np.ndarray:
-        """Bring one image's `predict` to the image's own resolution, (source_h, source_w).
+        """Turn one image's `predict` into the answer for the image: what `heads predict` writes.
 
-        What was not in the input (outside of a crop) is NaN.
+        Returns:
+            A map (source_h, source_w), NaN or -1 where the source was not in the input (outside
+            of a crop); or a table, as the task says.
         """
 
     @abstractmethod
@@ -87,8 +131,8 @@ class Task(ABC):
         values_hw: np.ndarray,
         valid_hw: np.ndarray,
         dataset_format: str,
-    ) -> dict[str, float]:
-        """Score one image's `predict` at its label's resolution: the sums that metrics need.
+    ) -> dict[str, float | list[float]]:
+        """Score one image's `predict`: the numbers, and lists of numbers, that metrics need.
 
         Args:
             prediction_chw: (channels, Ho, Wo), in the input frame.
@@ -104,7 +148,7 @@ class Task(ABC):
     @abstractmethod
     def summarise(
         self,
-        per_image: Sequence[Mapping[str, float]],
+        per_image: Sequence[Stats],
         groups: Sequence[str | None],
         *,
         seed: int = 0,
@@ -120,14 +164,31 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def render(self, prediction_hw: np.ndarray) -> np.ndarray:
-        """Paint a prediction at source resolution: (H, W, 3) uint8 RGB."""
+    def render(self, prediction: np.ndarray, image_hwc: np.ndarray) -> np.ndarray:
+        """Paint what `at_source` gave: (H, W, 3) uint8 RGB.
+
+        Args:
+            prediction: What `at_source` gave.
+            image_hwc: (H, W, 3) uint8: the image, to paint on.
+        """
 
     @abstractmethod
     def render_with_truth(
-        self, prediction_hw: np.ndarray, values_hw: np.ndarray, valid_hw: np.ndarray
+        self,
+        prediction: np.ndarray,
+        values_hw: np.ndarray,
+        valid_hw: np.ndarray,
+        image_hwc: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Paint "prediction", "truth" and "error" in one scale: (H, W, 3) uint8 RGB each."""
+        """Paint "prediction", "truth" and perhaps more, such as "error": (H, W, 3) uint8 RGB."""
+
+    def truth_map(self, values_hw: np.ndarray, valid_hw: np.ndarray) -> np.ndarray:
+        """Give the numbers that a map of `unit` is compared with; NaN where there is none."""
+        return np.where(valid_hw, values_hw, np.nan)
+
+    def legend(self, values_hw: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """Name the colours of a picture of these values; nothing where they need no name."""
+        return {}
 
 
 TASKS: Registry[type[Task]] = Registry("task", group="heads.tasks")

@@ -39,3 +39,30 @@ def paint(values_hw: np.ndarray, valid_hw: np.ndarray, span: tuple[float, float]
     channels = [np.interp(place, steps, _STOPS[:, channel]) for channel in range(3)]
     colours = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
     return np.where(valid_hw[..., None], colours, np.uint8(0))
+
+
+def class_colours(n: int) -> np.ndarray:
+    """Give (n, 3) uint8 colours that are told apart: hues a golden angle apart, three shades."""
+    number = np.arange(n)
+    hue = (0.58 + number * 0.618034) % 1
+    value = np.array([0.95, 0.75, 0.55])[number // 3 % 3]
+    strength = np.array([0.75, 0.45, 0.9])[number % 3]
+    # Of a hue, each channel is high around its own third of the circle.
+    channel = (np.array([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
+    share = np.clip(np.minimum(channel, 4 - channel), 0, 1)
+    rgb = value[:, None] * (1 - strength[:, None] * share)
+    return np.rint(255 * rgb).astype(np.uint8)
+
+
+def lay_over(
+    image_hwc: np.ndarray, colours_hwc: np.ndarray, where_hw: np.ndarray, opacity: float
+) -> np.ndarray:
+    """Lay colours over an image where `where_hw` says: (H, W, 3) uint8."""
+    mixed = (1 - opacity) * image_hwc + opacity * np.asarray(colours_hwc, dtype=np.float64)
+    return np.where(where_hw[..., None], np.rint(mixed), image_hwc).astype(np.uint8)
+
+
+def dimmed(image_hwc: np.ndarray) -> np.ndarray:
+    """Give a dark grey version of an image, to paint on: (H, W, 3) uint8."""
+    grey = image_hwc.mean(axis=2, keepdims=True)
+    return np.repeat(np.rint(30 + 0.4 * grey), 3, axis=2).astype(np.uint8)

@@ -13,7 +13,8 @@ from torch import Tensor
 from featstore.errors import invalid
 from featstore.geometry import resize_masked, to_source_map
 from featstore.types import Placement
-from heads.metrics import Metric, depth_sums, summarise_depth
+from heads.metrics import Metric, Stats
+from heads.metrics.depth import depth_sums, summarise_depth
 from heads.tasks.base import TASKS, Task, TaskSettings
 from heads.tasks.colours import paint
 
@@ -51,6 +52,7 @@ class DepthTask(Task):
 
     OPTIONS = DepthOptions
     label_kind = "depth"
+    unit = "m"
     primary_metric = "rmse"
     is_lower_better = True
 
@@ -115,7 +117,7 @@ class DepthTask(Task):
     def at_source(self, prediction_chw: np.ndarray, placement: Placement) -> np.ndarray:
         """Bring metres to the image's own resolution, bilinearly; NaN outside of a crop."""
         values, _ = to_source_map(prediction_chw, placement)
-        return np.asarray(np.clip(values[0], MIN_DEPTH_M, MAX_DEPTH_M))
+        return np.asarray(np.clip(values[0], MIN_DEPTH_M, MAX_DEPTH_M), dtype=np.float32)
 
     def measure(
         self,
@@ -125,7 +127,7 @@ class DepthTask(Task):
         values_hw: np.ndarray,
         valid_hw: np.ndarray,
         dataset_format: str,
-    ) -> dict[str, float]:
+    ) -> dict[str, float | list[float]]:
         """Add up errors over the valid pixels that the input covered and the crop keeps.
 
         Raises:
@@ -141,7 +143,7 @@ class DepthTask(Task):
 
     def summarise(
         self,
-        per_image: Sequence[Mapping[str, float]],
+        per_image: Sequence[Stats],
         groups: Sequence[str | None],
         *,
         seed: int = 0,
@@ -160,20 +162,24 @@ class DepthTask(Task):
             "loss": "SigLoss, pooled over the valid pixels of a batch",
         }
 
-    def render(self, prediction_hw: np.ndarray) -> np.ndarray:
+    def render(self, prediction: np.ndarray, image_hwc: np.ndarray) -> np.ndarray:
         """Paint metres from the nearest to the farthest of this image."""
-        return paint(prediction_hw, np.isfinite(prediction_hw), _span(prediction_hw))
+        return paint(prediction, np.isfinite(prediction), _span(prediction))
 
     def render_with_truth(
-        self, prediction_hw: np.ndarray, values_hw: np.ndarray, valid_hw: np.ndarray
+        self,
+        prediction: np.ndarray,
+        values_hw: np.ndarray,
+        valid_hw: np.ndarray,
+        image_hwc: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Paint both depths in the truth's range, and the absolute error from 0 to 1 m."""
         valid = _in_range(values_hw, valid_hw)
-        has_prediction = np.isfinite(prediction_hw)
-        span = _span(values_hw[valid]) if valid.any() else _span(prediction_hw)
-        error = np.abs(prediction_hw - np.where(valid, values_hw, 0.0))
+        has_prediction = np.isfinite(prediction)
+        span = _span(values_hw[valid]) if valid.any() else _span(prediction)
+        error = np.abs(prediction - np.where(valid, values_hw, 0.0))
         return {
-            "prediction": paint(prediction_hw, has_prediction, span),
+            "prediction": paint(prediction, has_prediction, span),
             "truth": paint(values_hw, valid, span),
             "error": paint(error, valid & has_prediction, (0.0, 1.0)),
         }

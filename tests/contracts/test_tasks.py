@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ PLACEMENT = place(
 )
 
 
+OPTIONS = {"segmentation.v1": {"classes": 6}}  # what a data set would tell
+
+
 @pytest.fixture(params=list(TASKS))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -28,20 +32,28 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def task(name: str) -> Task:
-    return build_task(name)
+    return build_task(name, OPTIONS.get(name))
 
 
-def make_label(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_label(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return rng.uniform(1, 5, SOURCE_HW), rng.random(SOURCE_HW) < 0.8
+    valid = rng.random(SOURCE_HW) < 0.8
+    if task.label_kind == "classes":
+        return rng.integers(0, 6, SOURCE_HW).astype(np.int32), valid
+    if task.label_kind == "instances":
+        ids = np.zeros(SOURCE_HW, np.int32)
+        for number in range(1, 5):
+            y, x = rng.integers(0, 16), rng.integers(0, 28)
+            ids[y : y + 8, x : x + 8] = number
+        return ids, np.ones(SOURCE_HW, bool)
+    return rng.uniform(1, 5, SOURCE_HW), valid
 
 
 def make_targets(task: Task, n: int) -> dict[str, torch.Tensor]:
-    prepared = [task.prepare(*make_label(seed), PLACEMENT, OUTPUT_HW) for seed in range(n)]
-    return {
-        key: torch.from_numpy(np.stack([targets[key] for targets in prepared]))
-        for key in prepared[0]
-    }
+    prepared = [task.prepare(*make_label(task, seed), PLACEMENT, OUTPUT_HW) for seed in range(n)]
+    arrays = {key: np.stack([targets[key] for targets in prepared]) for key in prepared[0]}
+    task.fit_to(SimpleNamespace(arrays=arrays))
+    return {key: torch.from_numpy(a) for key, a in arrays.items()} | {"slot": torch.arange(n)}
 
 
 def make_output(task: Task, n: int) -> torch.Tensor:
@@ -49,8 +61,8 @@ def make_output(task: Task, n: int) -> torch.Tensor:
     return torch.rand(n, task.n_outputs, *OUTPUT_HW, generator=generator) * 4 + 0.5
 
 
-def measure(task: Task, seed: int) -> dict[str, float]:
-    values, valid = make_label(seed)
+def measure(task: Task, seed: int) -> dict[str, float | list[float]]:
+    values, valid = make_label(task, seed)
     return task.measure(
         task.predict(make_output(task, 1))[0].numpy(),
         placement=PLACEMENT,
@@ -65,13 +77,14 @@ def test_there_is_a_task_to_test():
 
 
 def test_targets_have_one_shape_and_dtype_for_all_images(task):
-    first, second = (task.prepare(*make_label(seed), PLACEMENT, OUTPUT_HW) for seed in (0, 1))
+    first, second = (task.prepare(*make_label(task, seed), PLACEMENT, OUTPUT_HW) for seed in (0, 1))
     assert {k: (v.shape, v.dtype) for k, v in first.items()} == {
         k: (v.shape, v.dtype) for k, v in second.items()
     }
 
 
 def test_the_loss_is_a_finite_scalar_with_a_gradient(task):
+    torch.manual_seed(0)
     output = make_output(task, 3).requires_grad_()
     loss = task.loss(output, make_targets(task, 3))
     loss.backward()
@@ -79,6 +92,17 @@ def test_the_loss_is_a_finite_scalar_with_a_gradient(task):
     assert loss.isfinite()
     assert output.grad.isfinite().all()
     assert output.grad.any()
+
+
+def test_the_held_out_loss_is_a_finite_scalar(task):
+    targets = make_targets(task, 3)
+    loss = task.held_out_loss(make_output(task, 3), targets)
+    assert loss.shape == ()
+    assert loss.isfinite()
+
+
+def test_readouts_share_out_the_outputs(task):
+    assert sum(task.readouts) == task.n_outputs
 
 
 def test_padding_reaches_neither_loss_nor_gradient(task):
@@ -93,13 +117,20 @@ def test_a_prediction_comes_back_at_the_size_of_the_image(task):
     predicted = task.predict(make_output(task, 2))
     assert predicted.shape[0] == 2
     assert predicted.shape[2:] == OUTPUT_HW
-    assert task.at_source(predicted[0].numpy(), PLACEMENT).shape[:2] == SOURCE_HW
+    found = task.at_source(predicted[0].numpy(), PLACEMENT)
+    if task.label_kind == "instances" and found.shape[1:] == (5,):  # boxes
+        assert (found[:, [0, 1]] >= 0).all()
+        assert (found[:, [2, 3]] <= SOURCE_HW[::-1]).all()
+    else:
+        assert found.shape == SOURCE_HW
 
 
 def test_measures_are_plain_numbers_of_the_same_names_for_all_images(task):
     first, second = measure(task, 0), measure(task, 1)
     assert first.keys() == second.keys()
-    assert all(type(value) is float for value in first.values())
+    for value in first.values():
+        assert type(value) in (float, list)
+        assert type(value) is float or all(type(each) is float for each in value)
     assert json.loads(json.dumps(first)) == first
 
 
@@ -132,11 +163,14 @@ def test_the_protocol_names_label_sources_and_is_json(task):
 
 
 def test_pictures_are_rgb_of_the_size_of_the_image(task):
-    values, valid = make_label(0)
+    values, valid = make_label(task, 0)
     at_source = task.at_source(task.predict(make_output(task, 1))[0].numpy(), PLACEMENT)
-    panels = task.render_with_truth(at_source, values, valid)
-    assert set(panels) == {"prediction", "truth", "error"}
-    for picture in (task.render(at_source), *panels.values()):
+    image = np.full((*SOURCE_HW, 3), 90, np.uint8)
+    panels = task.render_with_truth(at_source, values, valid, image)
+    assert "truth" in panels
+    assert len(panels) > 1
+    assert (image == 90).all()
+    for picture in (task.render(at_source, image), *panels.values()):
         assert picture.shape == (*SOURCE_HW, 3)
         assert picture.dtype == np.uint8
 
@@ -153,7 +187,7 @@ def test_unknown_names_offer_the_nearest(name):
     with pytest.raises(NotFoundError, match=f"Did you mean '{short}'"):
         build_task(short + "x")
     with pytest.raises(NotFoundError, match="Unknown option 'zzz'"):
-        build_task(name, {"zzz": "1"})
+        build_task(name, {**OPTIONS.get(name, {}), "zzz": "1"})
 
 
 def test_settings_are_those_an_expert_would_start_with(task):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featstore.errors import InvalidInputError
-from heads.bootstrap import bootstrap_groups
+from heads.bootstrap import bootstrap_groups, bootstrap_weights
 
 
 def mean_of(totals):
@@ -73,3 +73,27 @@ def test_too_few_draws_and_no_images_are_refused():
         bootstrap_groups(np.ones((2, 2)), ["a"], mean_of)
     with pytest.raises(InvalidInputError, match="not 0"):
         bootstrap_groups(np.ones((0, 2)), [], mean_of)
+
+
+def test_weights_of_images_give_what_sums_over_groups_give():
+    rng = np.random.default_rng(0)
+    sums = rng.random((12, 2))
+    groups = [f"g{i // 3}" for i in range(12)]
+    by_sums = bootstrap_groups(sums, groups, lambda t: t[:, :1] / t[:, 1:], seed=3)
+    by_weights = bootstrap_weights(groups, lambda w: (w @ sums)[:, :1] / (w @ sums)[:, 1:], seed=3)
+    np.testing.assert_allclose(by_weights.value, by_sums.value)
+    np.testing.assert_allclose(by_weights.low, by_sums.low)
+    np.testing.assert_allclose(by_weights.high, by_sums.high)
+    assert by_weights.note == by_sums.note
+
+
+def test_a_draw_that_lost_a_class_does_not_spoil_its_interval():
+    sums = np.array([[1.0, 2.0, 0.0]] * 3 + [[0.0, 0.0, 0.0]] * 3)
+
+    def statistic(totals):
+        with np.errstate(invalid="ignore"):
+            return np.stack([totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 2]], axis=1)
+
+    found = bootstrap_groups(sums, [None] * 6, statistic)
+    assert found.low[0] == found.high[0] == 0.5
+    assert np.isnan(found.low[1])

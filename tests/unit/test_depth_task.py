@@ -6,7 +6,7 @@ import torch
 
 from featstore.errors import InvalidInputError
 from featstore.geometry import place
-from heads.metrics import DEPTH_METRICS
+from heads.metrics.depth import DEPTH_METRICS
 from heads.tasks import build_task
 from heads.tasks.depth import EIGEN_COLUMNS, EIGEN_ROWS
 
@@ -194,7 +194,9 @@ def test_metrics_come_as_means_over_images_and_pooled():
 def test_pictures_share_the_range_of_the_truth_and_are_black_where_there_is_none():
     task = build_task("depth")
     values = np.array([[1.0, 2.0], [3.0, 0.0]])
-    panels = task.render_with_truth(np.array([[1.0, 2.5], [9.0, 2.0]]), values, values > 0)
+    panels = task.render_with_truth(
+        np.array([[1.0, 2.5], [9.0, 2.0]]), values, values > 0, np.zeros((2, 2, 3), np.uint8)
+    )
     assert {name: (p.shape, p.dtype) for name, p in panels.items()} == dict.fromkeys(
         ("prediction", "truth", "error"), ((2, 2, 3), np.uint8)
     )
@@ -206,7 +208,9 @@ def test_pictures_share_the_range_of_the_truth_and_are_black_where_there_is_none
 
 
 def test_a_prediction_alone_spans_its_own_range():
-    picture = build_task("depth").render(np.array([[1.0, 5.0], [np.nan, 3.0]]))
+    picture = build_task("depth").render(
+        np.array([[1.0, 5.0], [np.nan, 3.0]]), np.zeros((2, 2, 3), np.uint8)
+    )
     np.testing.assert_array_equal(picture[0, 0], [68, 1, 84])
     np.testing.assert_array_equal(picture[0, 1], [253, 231, 37])
     assert not picture[1, 0].any()

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from featstore.errors import InvalidInputError
-from heads.metrics import DEPTH_METRICS, DEPTH_SUMS, depth_metrics, depth_sums, summarise_depth
+from heads.metrics.depth import (
+    DEPTH_METRICS,
+    DEPTH_SUMS,
+    depth_metrics,
+    depth_sums,
+    summarise_depth,
+)
 
 
 def metrics_of(prediction, truth):

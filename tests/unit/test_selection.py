@@ -57,6 +57,8 @@ class FakeStore:
         if "from ledger" in query:
             assert params == {"feature_set": "f00d", "taps": ["norm"]}
             return pa.table({"row": pa.array(self.rows, pa.int64())})
+        if "unnest" in query:
+            return pa.table({"kind": ["classes"]})
         assert params == {"kind": "depth"}
         named = {(one["dataset"], one["item"]) for one in self.lines}
         chosen = sorted(named if self.labelled is None else self.labelled)
@@ -194,7 +196,9 @@ def test_what_cannot_be_chosen_is_said(lines, options, message):
 
 
 def test_a_store_without_such_labels_says_how_to_get_some():
-    with pytest.raises(InvalidInputError, match=r"No stored row has a depth label.*--data"):
+    with pytest.raises(
+        InvalidInputError, match=r"No stored row has depth labels.*they have: classes.*--data"
+    ):
         select(FakeStore([line(1)], labelled=set()), FEATURES, taps=["norm"], kind="depth")
 
 

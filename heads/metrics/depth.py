@@ -1,18 +1,14 @@
-"""Metrics: the record of one, and those of depth from sums that each image keeps.
-
-An image keeps sums over its pixels, never the pixels; every metric, per image or pooled, follows
-from them, in Python and in SQL alike.
-"""
+"""Metrics of depth, from sums that each image keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from featstore.errors import invalid
 from heads.bootstrap import bootstrap_groups
+from heads.metrics.base import Metric, Stats, named_metrics
 
 DEPTH_SUMS = (
     "n_pixels",
@@ -28,18 +24,7 @@ DEPTH_SUMS = (
 DEPTH_METRICS = ("rmse", "delta1", "delta2", "delta3", "absrel", "log10", "silog")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
-    """One number with its 95 % interval; without one, the bounds are None and `note` says why."""
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-def depth_sums(prediction_p: np.ndarray, truth_p: np.ndarray) -> dict[str, float]:
+def depth_sums(prediction_p: np.ndarray, truth_p: np.ndarray) -> dict[str, float | list[float]]:
     """Add up what depth metrics need over the pixels of one image.
 
     Args:
@@ -92,7 +77,7 @@ def depth_metrics(sums: np.ndarray) -> np.ndarray:
 
 
 def summarise_depth(
-    per_image: Sequence[Mapping[str, float]], groups: Sequence[str | None], *, seed: int = 0
+    per_image: Sequence[Stats], groups: Sequence[str | None], *, seed: int = 0
 ) -> list[Metric]:
     """Give each depth metric as the mean over images, and pooled over all pixels.
 
@@ -123,13 +108,4 @@ def summarise_depth(
 
     found = bootstrap_groups(columns, [groups[i] for i in kept], statistic, seed=seed)
     names = (*DEPTH_METRICS, *(f"{name}_pooled" for name in DEPTH_METRICS))
-    return [
-        Metric(
-            name=name,
-            value=float(found.value[i]),
-            low=None if found.low is None else float(found.low[i]),
-            high=None if found.high is None else float(found.high[i]),
-            note=found.note,
-        )
-        for i, name in enumerate(names)
-    ]
+    return named_metrics(names, found)

@@ -1,0 +1,45 @@
+"""Several heads of one kind that read the same tokens, their outputs one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from heads.base import Head, TapTokens
+
+
+class SideBySide(Head):
+    """Heads that share nothing: detection learns centres and sizes by one each.
+
+    It is not filed under `HEADS`; `heads.build.build_head` makes it of any head that is.
+
+    Source:
+        HEADS.md 1.1: DeAP's detection counts are those of two whole readouts.
+    """
+
+    def __init__(self, parts: Sequence[Head]) -> None:
+        super().__init__(taps=(), n_outputs=len(parts))
+        self.parts = nn.ModuleList(parts)
+        self.options = parts[0].options
+        self.UNUSED = tuple(
+            f"parts.{number}.{name}" for number, part in enumerate(parts) for name in part.UNUSED
+        )
+
+    @property
+    def _heads(self) -> list[Head]:
+        return [part for part in self.parts if isinstance(part, Head)]
+
+    def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
+        """Give the outputs of all parts, concatenated over channels."""
+        return torch.cat([part(inputs) for part in self._heads], dim=1)
+
+    @property
+    def output_hw(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        return self._heads[0].output_hw
+
+    def output_biases(self) -> tuple[nn.Parameter, ...]:
+        """List the output biases of all parts."""
+        return tuple(bias for part in self._heads for bias in part.output_biases())

@@ -1,0 +1,161 @@
+"""Every task from training to pictures, on features that say what there is to learn."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+import featstore
+import heads
+from featstore.errors import InvalidInputError
+from featstore.items import read_dataset
+from featstore.types import Item, Label
+from heads.runs import read_run
+from heads.tasks import TASKS
+from tests.fakes import FakeReader, fake_extract, npy
+
+SMALL = {"queries": 4, "checks": 2, "pictures": 2}
+
+
+class Things(FakeReader):
+    """Depth cut into steps: each step is a class, and those that are near are things."""
+
+    def items(self) -> list[Item]:
+        kinds = ("depth", "classes", "instances")
+        return [
+            Item(path=i.path, splits=i.splits, group=i.group, label_kinds=kinds)
+            for i in super().items()
+        ]
+
+    def class_names(self) -> tuple[str, ...]:
+        return ("near", "middle", "far", "farthest")
+
+    def read_label(self, item: Item, kind: str) -> Label:
+        if kind == "depth":
+            return super().read_label(item, kind)
+        steps = np.clip(self.depth(item.path) - 1, 0, 3).astype(np.int32)
+        if kind == "instances":
+            steps = np.where(steps == 3, 0, steps + 1)
+            steps[:12, :18] = 9  # a thing in each image
+        return Label(kind=kind, encoding="npy", data=npy(steps), source="exact")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "features.zarr"
+    fake_extract(path, [Things(30)])
+    return path
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "features.zarr")
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request):
+    return str(request.param)
+
+
+def learn(store, task, **changes):
+    options = {**SMALL, **changes.pop("options", {})}
+    if task == "instances.v1":
+        options |= {"restarts": 1, "pixels": 64, "embedding": 6}
+    chosen = {"task": task, "steps": 8, "batch_size": 8, "device": "cpu", **changes}
+    return heads.train(store, options=options, **chosen)
+
+
+def weights(report):
+    return safetensors.numpy.load_file(Path(report.path) / "head.safetensors")
+
+
+def test_a_run_measures_draws_and_evaluates_to_the_same_numbers(store, task):
+    report = learn(store, task)
+    assert TASKS[task].primary_metric in report.metrics
+    assert heads.evaluate(report.path, device="cpu").metrics == report.metrics
+    assert len(report.pictures) == 2
+    for path in report.pictures:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+
+
+def test_its_metrics_follow_from_what_each_image_keeps(store, task):
+    report = learn(store, task)
+    table = pq.read_table(Path(report.path) / "per_image.parquet")
+    names = [
+        n
+        for n in table.column_names
+        if n not in ("split", "row", "item", "dataset", "path", "group")
+    ]
+    lines = table.select(names).to_pylist()
+    rebuilt = heads.load(report.path).task.summarise(lines, table["group"].to_pylist())
+    assert {metric.name: metric.value for metric in rebuilt} == report.metrics
+
+
+class Stop:
+    def __call__(self, report):
+        if report.stage == "train" and report.done == 5:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_resumes_to_the_numbers_of_an_undisturbed_one(store, task):
+    undisturbed = learn(store, task)
+    with pytest.raises(KeyboardInterrupt):
+        learn(store, task, progress=Stop())
+    resumed = heads.train(store, resume="@last", device="cpu")
+    assert resumed.metrics == undisturbed.metrics
+    one, other = weights(resumed), weights(undisturbed)
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+
+
+def test_learning_lowers_the_loss(store, task):
+    report = learn(store, task, steps=60, lr=5e-3, options={"patience": 0, "pictures": 0})
+    curves = pq.read_table(Path(report.path) / "curves.parquet").to_pylist()
+    losses = [c["value"] for c in curves if c["split"] == "train"]
+    assert len(losses) == 60
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+
+
+def test_classes_and_their_names_travel_with_the_store(store):
+    opened = featstore.open(store)
+    assert read_dataset(opened.folder, "fake")["classes"] == list(Things().class_names())
+    report = learn(store, "segmentation")
+    chosen = read_run(Path(report.path)).record["options"]["task"]
+    assert chosen == {"classes": 4, "names": "near|middle|far|farthest"}
+    assert "iou@native/near" in report.metrics
+    with pytest.raises(InvalidInputError, match="from 0 to 1, or void"):
+        learn(store, "segmentation", options={"classes": 2, "names": "a|b"})
+
+
+def test_data_that_names_no_classes_needs_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(Things, "class_names", lambda self: None)
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [Things(20)])
+    with pytest.raises(InvalidInputError, match="--set classes=N"):
+        learn(path, "segmentation")
+    assert learn(path, "segmentation", options={"classes": 4}).metrics["miou@native"] >= 0
+
+
+def test_data_sets_that_name_other_classes_are_not_mixed(tmp_path, monkeypatch):
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [Things(20)])
+    monkeypatch.setattr(Things, "class_names", lambda self: ("a", "b", "c", "d"))
+    fake_extract(path, [Things(20, name="other", seed=1)])
+    with pytest.raises(InvalidInputError, match="data sets of the same classes"):
+        learn(path, "segmentation")
+    assert learn(path, "depth").metrics["rmse"] > 0  # classes are nothing to a depth head
+
+
+def test_a_task_without_labels_says_what_the_data_has(tmp_path):
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [FakeReader(20)])
+    with pytest.raises(
+        InvalidInputError, match=r"No stored row has classes labels .*they have: depth\)"
+    ):
+        learn(path, "segmentation")
