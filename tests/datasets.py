@@ -65,6 +65,62 @@ def make_manifest(root: Path) -> str:
     return f"manifest:{root / 'table.csv'}"
 
 
+def save_indices(path: Path, values: np.ndarray, *, palette: bool = False) -> None:
+    """Write an index PNG, grey or with a palette that would change the numbers if applied."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette:
+        image.putpalette(np.random.default_rng(0).integers(0, 255, 768, dtype=np.uint8).tobytes())
+    image.save(path)
+
+
+def index_map(seed: int, high: int, hw: tuple[int, int] = (24, 32)) -> np.ndarray:
+    """Numbers below `high` in blocks of 4 pixels; the first row is 255."""
+    blocks = np.random.default_rng(seed).integers(0, high, (hw[0] // 4, hw[1] // 4), dtype=np.uint8)
+    values = np.kron(blocks, np.ones((4, 4), np.uint8))
+    values[0] = 255
+    return values
+
+
+VOC_OBJECT = """<object><name>{name}</name><pose>Left</pose><truncated>{truncated}</truncated>
+<occluded>0</occluded><difficult>{difficult}</difficult>
+<bndbox><xmax>{x1}</xmax><xmin>{x0}</xmin><ymax>{y1}</ymax><ymin>{y0}</ymin></bndbox>
+<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox>
+</part></object>"""
+
+
+def write_voc(root: Path, splits: dict[str, int], *, boxes: bool = True) -> None:
+    """Write images and lists of VOC; the boxes are a whole image and a difficult dog."""
+    for split, n_images in splits.items():
+        names = [f"{split}_{number:06d}" for number in range(n_images)]
+        for number, name in enumerate(names):
+            save_image(root / "JPEGImages" / f"{name}.jpg", seed=number + 10 * n_images)
+            classes, objects = index_map(number, 21), index_map(number + 7, 4)
+            save_indices(root / "SegmentationClass" / f"{name}.png", classes, palette=True)
+            save_indices(root / "SegmentationObject" / f"{name}.png", objects, palette=True)
+            cat = VOC_OBJECT.format(name="cat", truncated=1, difficult=0, x0=1, y0=1, x1=32, y1=24)
+            dog = VOC_OBJECT.format(
+                name="dog", truncated=0, difficult=1, x0="5.5", y0=6, x1=5.5, y1=9
+            )
+            if boxes:
+                (root / "Annotations").mkdir(exist_ok=True)
+                (root / "Annotations" / f"{name}.xml").write_text(
+                    f"<annotation><filename>{name}.jpg</filename>{cat}{dog}</annotation>"
+                )
+        write_list(root, split, names)
+
+
+def write_list(root: Path, split: str, names: list[str], folder: str = "Segmentation") -> None:
+    path = root / "ImageSets" / folder / f"{split}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(names) + "\n")
+
+
+def make_voc(root: Path) -> str:
+    write_voc(root, {"train": 3, "val": 2})
+    return f"voc:{root}"
+
+
 def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
@@ -83,6 +139,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "manifest.v1": make_manifest,
     "rooms.v1": make_rooms,
     "features.v1": make_features,
+    "voc.v1": make_voc,
 }
 
 
