@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,48 @@ def make_voc(root: Path) -> str:
     return f"voc:{root}"
 
 
+def coco_annotation(number: int, image_id: int, segmentation: object, **more: object) -> dict:
+    """Make one annotation of a cat, with a box that does not matter to the map."""
+    fixed = {"id": number, "image_id": image_id, "category_id": 17, "bbox": [1.5, 2, 10, 20.25]}
+    return {**fixed, "area": 70.5, "iscrowd": 0, "segmentation": segmentation, **more}
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def write_coco(root: Path, part: str, images: dict[int, list[dict]]) -> None:
+    """Write photos and the annotations of one part, images in descending order of id."""
+    entries = []
+    for number in sorted(images, reverse=True):
+        name = f"{number:012d}.jpg"
+        save_image(root / part / name, seed=number)
+        entries.append({"id": number, "file_name": name, "height": 24, "width": 32, "license": 1})
+    content = {
+        "images": entries,
+        "annotations": [entry for entries in images.values() for entry in entries],
+        "categories": [{"id": 17, "name": "cat"}, {"id": 90, "name": "toothbrush"}],
+    }
+    path = root / "annotations" / f"instances_{part}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def make_coco(root: Path) -> str:
+    for part, first in (("train2017", 9), ("val2017", 139)):
+        crowd = {"size": [24, 32], "counts": [0, 24 * 4, 24 * 28]}
+        cats = [
+            coco_annotation(1, first, [rectangle(10, 4, 14, 8)]),
+            coco_annotation(2, first, [rectangle(8, 2, 20, 20), rectangle(24, 2, 30, 8)]),
+            coco_annotation(3, first, crowd, iscrowd=1, category_id=90),
+        ]
+        write_coco(root, part, {first: cats, first + 1: []})
+        for number in (first, first + 1):
+            path = root / "stuffthingmaps" / part / f"{number:012d}.png"
+            save_indices(path, index_map(number, 182))
+    return f"coco:{root}"
+
+
 def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
@@ -140,6 +183,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "rooms.v1": make_rooms,
     "features.v1": make_features,
     "voc.v1": make_voc,
+    "coco.v1": make_coco,
 }
 
 

@@ -27,6 +27,7 @@ DOORS = {
     "PIL": ("featstore/images.py", "heads/pictures.py"),
     "h5py": ("featstore/datasets/hdf5.py",),
     "matplotlib": ("heads/pictures.py",),
+    "pycocotools": ("featstore/datasets/coco_masks.py",),
 }
 # Names on the left are import names that differ from the distribution's name.
 DISTRIBUTIONS = {
