@@ -164,6 +164,22 @@ def make_coco(root: Path) -> str:
     return f"coco:{root}"
 
 
+def make_ade20k(root: Path) -> str:
+    for folder, short in (("training", "train"), ("validation", "val")):
+        for number in (1, 2):
+            name = f"ADE_{short}_{number:08d}"
+            save_image(root / "images" / folder / f"{name}.jpg", seed=number)
+            classes = index_map(number, 151)
+            classes[0] = 0
+            save_indices(root / "annotations" / folder / f"{name}.png", classes)
+    lines = ["Idx\tRatio\tTrain\tVal\tName"]
+    lines += [f"{n} \t0.01\t99\t9\tthing {n}, object {n} " for n in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
+    scenes = ["ADE_train_00000001 airport_terminal", "ADE_train_00000002 bedroom"]
+    (root / "sceneCategories.txt").write_text("\n".join(scenes) + "\n")
+    return f"ade20k:{root}"
+
+
 def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
@@ -184,6 +200,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "features.v1": make_features,
     "voc.v1": make_voc,
     "coco.v1": make_coco,
+    "ade20k.v1": make_ade20k,
 }
 
 

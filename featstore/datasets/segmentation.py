@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featstore.datasets.common import check_label, read_bytes, read_lines
+import numpy as np
+
+from featstore.datasets.common import check_label, npy_bytes, read_bytes, read_lines
 from featstore.errors import BadImageError, InvalidInputError
+from featstore.images import decode_label
 from featstore.types import Label
 
-VOID = 255.0
+VOID = 255
 """The value of "classes" that is no class, in every reader that may choose one."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -42,6 +46,53 @@ def read_index_png(
     check_index_png(data, source=str(path))
     label = Label(kind=kind, encoding="png", data=data, invalid=invalid, source=kind)
     return check_label(label, image_hw, source=str(path), n_classes=n_classes)
+
+
+def read_recoded(path: Path, *, image_hw: tuple[int, int], codes: Mapping[int, int]) -> Label:
+    """Read an index PNG of classes whose numbers are not those we give.
+
+    Args:
+        path: The file.
+        image_hw: Size of its image, which it must have.
+        codes: Class for each number that the file may hold; `VOID` for no class.
+
+    Returns:
+        The classes as an .npy array of uint8.
+
+    Raises:
+        BadImageError: The file is missing, no such PNG, of another size, without any class or
+            with a number that `codes` lacks.
+    """
+    raw = read_index_png(path, kind="classes", image_hw=image_hw, invalid=None)
+    values, _ = decode_label(raw)
+    table = np.full(max(codes) + 1, -1, dtype=np.int16)
+    table[list(codes)] = list(codes.values())
+    is_known = (values >= 0) & (values < len(table))
+    recoded = np.where(is_known, table[np.where(is_known, values, 0)], -1)
+    if (recoded < 0).any():
+        raise BadImageError(
+            f"{path} must hold the numbers of its data set's classes, {min(codes)} to "
+            f"{max(codes)}. Got {values[recoded < 0][0]}; give the original files."
+        )
+    data = npy_bytes(recoded.astype(np.uint8))
+    label = Label(kind="classes", encoding="npy", data=data, invalid=VOID, source="classes")
+    return check_label(label, image_hw, source=str(path))
+
+
+def pick_root(path: Path, *, below: str, folders: Sequence[str], reader: str) -> Path:
+    """Find the folder that has `folders`: `path` itself, or `below` in it.
+
+    Raises:
+        InvalidInputError: Neither has them.
+    """
+    for root in (path, path / below):
+        if all((root / folder).is_dir() for folder in folders):
+            return root
+    wanted = " and ".join(f"{folder}/" for folder in folders)
+    raise InvalidInputError(
+        f"{path} must hold {wanted} for {reader!r}, itself or in {below}/. Give the folder that "
+        "has them."
+    )
 
 
 def check_index_png(data: bytes, *, source: str) -> None:
