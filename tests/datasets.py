@@ -180,6 +180,20 @@ def make_ade20k(root: Path) -> str:
     return f"ade20k:{root}"
 
 
+def make_cityscapes(root: Path) -> str:
+    for split, city in (("train", "aachen"), ("val", "lindau"), ("test", "berlin")):
+        for number in (0, 1):
+            name = f"{split}/{city}/{city}_{number:06d}_000019"
+            save_image(root / "leftImg8bit" / f"{name}_leftImg8bit.png", seed=number)
+            ids = index_map(number, 34)
+            ids[0] = 3
+            is_thing = ids >= 24
+            instances = np.where(is_thing, ids.astype(np.uint16) * 1000, ids).astype(np.uint16)
+            save_indices(root / "gtFine" / f"{name}_gtFine_labelIds.png", ids)
+            save_indices(root / "gtFine" / f"{name}_gtFine_instanceIds.png", instances)
+    return f"cityscapes:{root}"
+
+
 def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
@@ -201,6 +215,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "voc.v1": make_voc,
     "coco.v1": make_coco,
     "ade20k.v1": make_ade20k,
+    "cityscapes.v1": make_cityscapes,
 }
 
 

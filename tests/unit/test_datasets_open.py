@@ -54,7 +54,7 @@ def test_a_name_must_be_fit_for_a_folder():
 
 
 @pytest.mark.parametrize(
-    "reader", ["nyu", "folder", "manifest", "features", "voc", "coco", "ade20k"]
+    "reader", ["nyu", "folder", "manifest", "features", "voc", "coco", "ade20k", "cityscapes"]
 )
 def test_a_missing_path_is_one_clear_line(reader, tmp_path):
     with pytest.raises(InvalidInputError, match=r"no file or folder .*absent.* exists; check"):
@@ -63,7 +63,9 @@ def test_a_missing_path_is_one_clear_line(reader, tmp_path):
         open_dataset(f"{reader}:")
 
 
-@pytest.mark.parametrize("reader", ["nyu", "folder", "features", "voc", "coco", "ade20k"])
+@pytest.mark.parametrize(
+    "reader", ["nyu", "folder", "features", "voc", "coco", "ade20k", "cityscapes"]
+)
 def test_an_empty_folder_is_one_clear_line(reader, tmp_path):
     option = ",tap=norm" if reader == "features" else ""
     with pytest.raises(InvalidInputError, match=str(tmp_path)):
