@@ -194,6 +194,32 @@ def make_cityscapes(root: Path) -> str:
     return f"cityscapes:{root}"
 
 
+def write_bsds_mat(path: Path, segmentations: list[np.ndarray]) -> None:
+    """Write one file of BSDS500: a cell an annotator, each a struct of two maps."""
+    from scipy.io import savemat
+
+    cells = np.empty((1, len(segmentations)), dtype=object)
+    for number, regions in enumerate(segmentations):
+        boundaries = (np.diff(regions.astype(int), axis=1, prepend=0) != 0).astype(np.uint8)
+        cells[0, number] = {"Segmentation": regions, "Boundaries": boundaries}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"groundTruth": cells})
+
+
+def bsds_regions(seed: int) -> np.ndarray:
+    return (index_map(seed, 6) % 6 + 1).astype(np.uint16)
+
+
+def make_bsds(root: Path) -> str:
+    for split in ("train", "val", "test"):
+        for number in (100007, 2092):
+            save_image(root / "images" / split / f"{number}.jpg", seed=number)
+            regions = [bsds_regions(number + annotator) for annotator in range(3)]
+            write_bsds_mat(root / "groundTruth" / split / f"{number}.mat", regions)
+        (root / "images" / split / "Thumbs.db").write_bytes(b"as in the original")
+    return f"bsds:{root}"
+
+
 def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
@@ -216,6 +242,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "coco.v1": make_coco,
     "ade20k.v1": make_ade20k,
     "cityscapes.v1": make_cityscapes,
+    "bsds.v1": make_bsds,
 }
 
 

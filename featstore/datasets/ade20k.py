@@ -133,5 +133,5 @@ def open_ade20k(argument: str, *, name: str) -> Ade20kReader:
     check_keys(parsed, (), reader="ade20k")
     path = existing_path(parsed.path, reader="ade20k")
     folders = ("images", "annotations")
-    root = pick_root(path, below="ADEChallengeData2016", folders=folders, reader="ade20k")
+    root = pick_root(path, below=("ADEChallengeData2016",), folders=folders, reader="ade20k")
     return Ade20kReader(root, name=name)

@@ -160,5 +160,5 @@ def open_cityscapes(argument: str, *, name: str) -> CityscapesReader:
     check_keys(parsed, (), reader="cityscapes")
     path = existing_path(parsed.path, reader="cityscapes")
     folders = ("leftImg8bit", "gtFine")
-    root = pick_root(path, below="cityscapes", folders=folders, reader="cityscapes")
+    root = pick_root(path, below=("cityscapes",), folders=folders, reader="cityscapes")
     return CityscapesReader(root, name=name)

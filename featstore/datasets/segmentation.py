@@ -79,19 +79,19 @@ def read_recoded(path: Path, *, image_hw: tuple[int, int], codes: Mapping[int, i
     return check_label(label, image_hw, source=str(path))
 
 
-def pick_root(path: Path, *, below: str, folders: Sequence[str], reader: str) -> Path:
-    """Find the folder that has `folders`: `path` itself, or `below` in it.
+def pick_root(path: Path, *, below: Sequence[str], folders: Sequence[str], reader: str) -> Path:
+    """Find the folder that has `folders`: `path` itself, or one of `below` in it.
 
     Raises:
-        InvalidInputError: Neither has them.
+        InvalidInputError: None has them.
     """
-    for root in (path, path / below):
+    for root in (path, *(path / place for place in below)):
         if all((root / folder).is_dir() for folder in folders):
             return root
     wanted = " and ".join(f"{folder}/" for folder in folders)
     raise InvalidInputError(
-        f"{path} must hold {wanted} for {reader!r}, itself or in {below}/. Give the folder that "
-        "has them."
+        f"{path} must hold {wanted} for {reader!r}, itself or in {' or '.join(below)}/. Give the "
+        "folder that has them."
     )
 
 

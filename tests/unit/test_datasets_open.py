@@ -54,7 +54,8 @@ def test_a_name_must_be_fit_for_a_folder():
 
 
 @pytest.mark.parametrize(
-    "reader", ["nyu", "folder", "manifest", "features", "voc", "coco", "ade20k", "cityscapes"]
+    "reader",
+    ["nyu", "folder", "manifest", "features", "voc", "coco", "ade20k", "cityscapes", "bsds"],
 )
 def test_a_missing_path_is_one_clear_line(reader, tmp_path):
     with pytest.raises(InvalidInputError, match=r"no file or folder .*absent.* exists; check"):
@@ -64,7 +65,7 @@ def test_a_missing_path_is_one_clear_line(reader, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reader", ["nyu", "folder", "features", "voc", "coco", "ade20k", "cityscapes"]
+    "reader", ["nyu", "folder", "features", "voc", "coco", "ade20k", "cityscapes", "bsds"]
 )
 def test_an_empty_folder_is_one_clear_line(reader, tmp_path):
     option = ",tap=norm" if reader == "features" else ""
