@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,6 +221,36 @@ def make_bsds(root: Path) -> str:
     return f"bsds:{root}"
 
 
+def nyu_h5(seed: int, hw: tuple[int, int] = (24, 32)) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """Make the file of one image, and give its colours and its depth; a row has no depth."""
+    random = np.random.default_rng(seed)
+    rgb = random.integers(0, 255, (3, *hw), dtype=np.uint8)
+    depth = random.uniform(0.7, 9.9, hw).astype(np.float32)
+    depth[0] = 0
+    sink = io.BytesIO()
+    with h5py.File(sink, "w") as file:
+        file["rgb"], file["depth"] = rgb, depth
+    return sink.getvalue(), rgb, depth
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def make_nyu_hf(root: Path) -> str:
+    for shard in (0, 1):
+        scenes = {f"train/hall_000{n}a/0000{shard}.h5": nyu_h5(10 * shard + n)[0] for n in (1, 2)}
+        write_tar(root / "data" / f"train-00000{shard}.tar", scenes)
+    tests = {f"./val/official/0000{n}.h5": nyu_h5(20 + n)[0] for n in (1, 2)}
+    write_tar(root / "data" / "val-000000.tar", tests | {"./val/readme.txt": b"no image"})
+    return f"nyu_hf:{root}"
+
+
 def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
@@ -243,6 +274,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "ade20k.v1": make_ade20k,
     "cityscapes.v1": make_cityscapes,
     "bsds.v1": make_bsds,
+    "nyu_hf.v1": make_nyu_hf,
 }
 
 

@@ -17,6 +17,7 @@ from featstore.datasets import features as _features  # noqa: F401
 from featstore.datasets import folder as _folder  # noqa: F401
 from featstore.datasets import manifest as _manifest  # noqa: F401
 from featstore.datasets import nyu as _nyu  # noqa: F401
+from featstore.datasets import nyu_hf as _nyu_hf  # noqa: F401
 from featstore.datasets import rooms as _rooms  # noqa: F401
 from featstore.datasets import voc as _voc  # noqa: F401
 from featstore.datasets.common import READERS, ReaderFactory, parse_argument

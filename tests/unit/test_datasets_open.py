@@ -44,7 +44,7 @@ def test_an_unknown_format_offers_the_nearest():
 
 @pytest.mark.parametrize("text", ["nyu", "", "/data/nyu", "a/b=nyu:/x"])
 def test_a_text_that_is_no_spec_names_the_formats(text):
-    with pytest.raises(InvalidInputError, match=r"FORMAT:PATH.*folder, manifest, nyu, rooms"):
+    with pytest.raises(InvalidInputError, match=r"FORMAT:PATH.*manifest, nyu, nyu_hf, rooms"):
         open_dataset(text)
 
 
@@ -55,7 +55,18 @@ def test_a_name_must_be_fit_for_a_folder():
 
 @pytest.mark.parametrize(
     "reader",
-    ["nyu", "folder", "manifest", "features", "voc", "coco", "ade20k", "cityscapes", "bsds"],
+    [
+        "nyu",
+        "folder",
+        "manifest",
+        "features",
+        "voc",
+        "coco",
+        "ade20k",
+        "cityscapes",
+        "bsds",
+        "nyu_hf",
+    ],
 )
 def test_a_missing_path_is_one_clear_line(reader, tmp_path):
     with pytest.raises(InvalidInputError, match=r"no file or folder .*absent.* exists; check"):
@@ -65,7 +76,7 @@ def test_a_missing_path_is_one_clear_line(reader, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reader", ["nyu", "folder", "features", "voc", "coco", "ade20k", "cityscapes", "bsds"]
+    "reader", ["nyu", "folder", "features", "voc", "coco", "ade20k", "cityscapes", "bsds", "nyu_hf"]
 )
 def test_an_empty_folder_is_one_clear_line(reader, tmp_path):
     option = ",tap=norm" if reader == "features" else ""
