@@ -87,6 +87,8 @@ class CocoReader:
 
     def read_label(self, item: Item, kind: str) -> Label:
         """Give the map of classes as it is, or the instances (0 background, -1 a crowd)."""
+        if item.path not in self._images:
+            raise not_found("image", item.path, list(self._images)[:3])
         if kind not in item.label_kinds:
             raise not_found("label kind", kind, item.label_kinds)
         image_hw = probe(self.read_image(item))

@@ -47,8 +47,6 @@ class VocReader:
     """Reads lists and boxes when it is opened, images and labels when they are asked for."""
 
     format = "voc.v1"
-    licence = "Flickr terms of use for VOC's images; see the homepage"
-    homepage = "http://host.robots.ox.ac.uk/pascal/VOC/"
 
     def __init__(self, root: Path, *, name: str, classes_path: Path | None) -> None:
         self.name = name
@@ -69,7 +67,11 @@ class VocReader:
             )
             for path, entry in self._entries.items()
         ]
-        self._names = _class_names(root, classes_path, boxes)
+        is_voc = _is_voc(root, boxes)
+        # Another data set in VOC's layout has a licence of its own, which the files do not tell.
+        self.licence = "Flickr terms of use; see the homepage" if is_voc else ""
+        self.homepage = "http://host.robots.ox.ac.uk/pascal/VOC/" if is_voc else ""
+        self._names = _class_names(root, classes_path, is_voc=is_voc)
 
     def items(self) -> Sequence[Item]:
         """List the images in the order of the lists: train, val, trainval, test."""
@@ -81,6 +83,8 @@ class VocReader:
 
     def read_label(self, item: Item, kind: str) -> Label:
         """Give the PNG's bytes, untouched; in both kinds 255 is void and 0 the background."""
+        if item.path not in self._entries:
+            raise not_found("image", item.path, list(self._entries)[:3])
         if kind not in item.label_kinds:
             raise not_found("label kind", kind, item.label_kinds)
         path = self._root / FOLDERS[kind] / f"{self._entries[item.path]}.png"
@@ -163,16 +167,19 @@ def _attributes(boxes: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {} if boxes is None else {"boxes": boxes}
 
 
-def _class_names(
-    root: Path, path: Path | None, boxes: Mapping[str, list[dict[str, Any]] | None]
-) -> tuple[str, ...] | None:
+def _is_voc(root: Path, boxes: Mapping[str, list[dict[str, Any]] | None]) -> bool:
+    """Tell VOC from others in its layout, by the folder's name or the classes of the boxes."""
+    used = {box["class"] for entry in boxes.values() for box in entry or ()}
+    has_its_classes = bool(used) and used <= set(CLASSES[1:])
+    return _YEAR.fullmatch(root.name) is not None or has_its_classes
+
+
+def _class_names(root: Path, path: Path | None, *, is_voc: bool) -> tuple[str, ...] | None:
     """Take the names from the file named, from classes.txt, or from VOC where it is VOC."""
     if path is None and (root / "classes.txt").is_file():
         path = root / "classes.txt"
     if path is not None:
         return read_class_names(path)
-    used = {box["class"] for entry in boxes.values() for box in entry or ()}
-    is_voc = _YEAR.fullmatch(root.name) is not None or (used and used <= set(CLASSES[1:]))
     return tuple(CLASSES) if is_voc else None
 
 

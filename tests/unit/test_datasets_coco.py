@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from featstore.datasets import open_dataset
 from featstore.datasets.coco_names import COCO_PANOPTIC, COCO_STUFF
-from featstore.errors import BadImageError, InvalidInputError
+from featstore.errors import BadImageError, InvalidInputError, NotFoundError
 from featstore.images import decode_label
 from tests.datasets import (
     coco_annotation,
@@ -186,6 +187,13 @@ def test_images_may_lie_one_folder_down_and_the_year_is_an_option(tmp_path):
     reader = open_dataset(f"coco:{tmp_path},year=2014")
     assert reader.items()[0].path == "images/val2014/000000000001.jpg"
     assert reader.read_image(reader.items()[0])
+
+
+def test_an_image_of_another_data_set_is_unknown(folder):
+    reader = open_dataset(f"coco:{folder}")
+    item = replace(reader.items()[0], path="train2017/other.jpg")
+    with pytest.raises(NotFoundError, match=r"Unknown image 'train2017/other.jpg'"):
+        reader.read_label(item, "classes")
 
 
 def test_images_without_annotations_are_refused(folder):

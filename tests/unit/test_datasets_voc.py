@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,10 +94,20 @@ def test_two_years_are_one_too_many(tmp_path):
 
 
 def test_boxes_of_vocs_classes_make_it_voc(folder):
-    assert open_dataset(f"voc:{folder}").class_names()[8] == "cat"
+    reader = open_dataset(f"voc:{folder}")
+    assert reader.class_names()[8] == "cat"
+    assert "Flickr" in reader.licence
     path = folder / "Annotations" / "train_000000.xml"
     path.write_text(path.read_text().replace("cat", "lynx"))
-    assert open_dataset(f"voc:{folder}").class_names() is None
+    other = open_dataset(f"voc:{folder}")
+    assert (other.class_names(), other.licence, other.homepage) == (None, "", "")
+
+
+def test_an_image_of_another_data_set_is_unknown(folder):
+    reader = open_dataset(f"voc:{folder}")
+    item = replace(reader.items()[0], path="JPEGImages/other.jpg")
+    with pytest.raises(NotFoundError, match=r"Unknown image 'JPEGImages/other.jpg'"):
+        reader.read_label(item, "classes")
 
 
 def test_names_come_from_classes_txt_or_from_the_option(folder, tmp_path):
