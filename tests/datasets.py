@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +67,190 @@ def make_manifest(root: Path) -> str:
     return f"manifest:{root / 'table.csv'}"
 
 
+def save_indices(path: Path, values: np.ndarray, *, palette: bool = False) -> None:
+    """Write an index PNG, grey or with a palette that would change the numbers if applied."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette:
+        image.putpalette(np.random.default_rng(0).integers(0, 255, 768, dtype=np.uint8).tobytes())
+    image.save(path)
+
+
+def index_map(seed: int, high: int, hw: tuple[int, int] = (24, 32)) -> np.ndarray:
+    """Numbers below `high` in blocks of 4 pixels; the first row is 255."""
+    blocks = np.random.default_rng(seed).integers(0, high, (hw[0] // 4, hw[1] // 4), dtype=np.uint8)
+    values = np.kron(blocks, np.ones((4, 4), np.uint8))
+    values[0] = 255
+    return values
+
+
+VOC_OBJECT = """<object><name>{name}</name><pose>Left</pose><truncated>{truncated}</truncated>
+<occluded>0</occluded><difficult>{difficult}</difficult>
+<bndbox><xmax>{x1}</xmax><xmin>{x0}</xmin><ymax>{y1}</ymax><ymin>{y0}</ymin></bndbox>
+<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox>
+</part></object>"""
+
+
+def write_voc(root: Path, splits: dict[str, int], *, boxes: bool = True) -> None:
+    """Write images and lists of VOC; the boxes are a whole image and a difficult dog."""
+    for split, n_images in splits.items():
+        names = [f"{split}_{number:06d}" for number in range(n_images)]
+        for number, name in enumerate(names):
+            save_image(root / "JPEGImages" / f"{name}.jpg", seed=number + 10 * n_images)
+            classes, objects = index_map(number, 21), index_map(number + 7, 4)
+            save_indices(root / "SegmentationClass" / f"{name}.png", classes, palette=True)
+            save_indices(root / "SegmentationObject" / f"{name}.png", objects, palette=True)
+            cat = VOC_OBJECT.format(name="cat", truncated=1, difficult=0, x0=1, y0=1, x1=32, y1=24)
+            dog = VOC_OBJECT.format(
+                name="dog", truncated=0, difficult=1, x0="5.5", y0=6, x1=5.5, y1=9
+            )
+            if boxes:
+                (root / "Annotations").mkdir(exist_ok=True)
+                (root / "Annotations" / f"{name}.xml").write_text(
+                    f"<annotation><filename>{name}.jpg</filename>{cat}{dog}</annotation>"
+                )
+        write_list(root, split, names)
+
+
+def write_list(root: Path, split: str, names: list[str], folder: str = "Segmentation") -> None:
+    path = root / "ImageSets" / folder / f"{split}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(names) + "\n")
+
+
+def make_voc(root: Path) -> str:
+    write_voc(root, {"train": 3, "val": 2})
+    return f"voc:{root}"
+
+
+def coco_annotation(number: int, image_id: int, segmentation: object, **more: object) -> dict:
+    """Make one annotation of a cat, with a box that does not matter to the map."""
+    fixed = {"id": number, "image_id": image_id, "category_id": 17, "bbox": [1.5, 2, 10, 20.25]}
+    return {**fixed, "area": 70.5, "iscrowd": 0, "segmentation": segmentation, **more}
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def write_coco(root: Path, part: str, images: dict[int, list[dict]]) -> None:
+    """Write photos and the annotations of one part, images in descending order of id."""
+    entries = []
+    for number in sorted(images, reverse=True):
+        name = f"{number:012d}.jpg"
+        save_image(root / part / name, seed=number)
+        entries.append({"id": number, "file_name": name, "height": 24, "width": 32, "license": 1})
+    content = {
+        "images": entries,
+        "annotations": [entry for entries in images.values() for entry in entries],
+        "categories": [{"id": 17, "name": "cat"}, {"id": 90, "name": "toothbrush"}],
+    }
+    path = root / "annotations" / f"instances_{part}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def make_coco(root: Path) -> str:
+    for part, first in (("train2017", 9), ("val2017", 139)):
+        crowd = {"size": [24, 32], "counts": [0, 24 * 4, 24 * 28]}
+        cats = [
+            coco_annotation(1, first, [rectangle(10, 4, 14, 8)]),
+            coco_annotation(2, first, [rectangle(8, 2, 20, 20), rectangle(24, 2, 30, 8)]),
+            coco_annotation(3, first, crowd, iscrowd=1, category_id=90),
+        ]
+        write_coco(root, part, {first: cats, first + 1: []})
+        for number in (first, first + 1):
+            path = root / "stuffthingmaps" / part / f"{number:012d}.png"
+            save_indices(path, index_map(number, 182))
+    return f"coco:{root}"
+
+
+def make_ade20k(root: Path) -> str:
+    for folder, short in (("training", "train"), ("validation", "val")):
+        for number in (1, 2):
+            name = f"ADE_{short}_{number:08d}"
+            save_image(root / "images" / folder / f"{name}.jpg", seed=number)
+            classes = index_map(number, 151)
+            classes[0] = 0
+            save_indices(root / "annotations" / folder / f"{name}.png", classes)
+    lines = ["Idx\tRatio\tTrain\tVal\tName"]
+    lines += [f"{n} \t0.01\t99\t9\tthing {n}, object {n} " for n in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
+    scenes = ["ADE_train_00000001 airport_terminal", "ADE_train_00000002 bedroom"]
+    (root / "sceneCategories.txt").write_text("\n".join(scenes) + "\n")
+    return f"ade20k:{root}"
+
+
+def make_cityscapes(root: Path) -> str:
+    for split, city in (("train", "aachen"), ("val", "lindau"), ("test", "berlin")):
+        for number in (0, 1):
+            name = f"{split}/{city}/{city}_{number:06d}_000019"
+            save_image(root / "leftImg8bit" / f"{name}_leftImg8bit.png", seed=number)
+            ids = index_map(number, 34)
+            ids[0] = 3
+            is_thing = ids >= 24
+            instances = np.where(is_thing, ids.astype(np.uint16) * 1000, ids).astype(np.uint16)
+            save_indices(root / "gtFine" / f"{name}_gtFine_labelIds.png", ids)
+            save_indices(root / "gtFine" / f"{name}_gtFine_instanceIds.png", instances)
+    return f"cityscapes:{root}"
+
+
+def write_bsds_mat(path: Path, segmentations: list[np.ndarray]) -> None:
+    """Write one file of BSDS500: a cell an annotator, each a struct of two maps."""
+    from scipy.io import savemat
+
+    cells = np.empty((1, len(segmentations)), dtype=object)
+    for number, regions in enumerate(segmentations):
+        boundaries = (np.diff(regions.astype(int), axis=1, prepend=0) != 0).astype(np.uint8)
+        cells[0, number] = {"Segmentation": regions, "Boundaries": boundaries}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"groundTruth": cells})
+
+
+def bsds_regions(seed: int) -> np.ndarray:
+    return (index_map(seed, 6) % 6 + 1).astype(np.uint16)
+
+
+def make_bsds(root: Path) -> str:
+    for split in ("train", "val", "test"):
+        for number in (100007, 2092):
+            save_image(root / "images" / split / f"{number}.jpg", seed=number)
+            regions = [bsds_regions(number + annotator) for annotator in range(3)]
+            write_bsds_mat(root / "groundTruth" / split / f"{number}.mat", regions)
+        (root / "images" / split / "Thumbs.db").write_bytes(b"as in the original")
+    return f"bsds:{root}"
+
+
+def nyu_h5(seed: int, hw: tuple[int, int] = (24, 32)) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """Make the file of one image, and give its colours and its depth; a row has no depth."""
+    random = np.random.default_rng(seed)
+    rgb = random.integers(0, 255, (3, *hw), dtype=np.uint8)
+    depth = random.uniform(0.7, 9.9, hw).astype(np.float32)
+    depth[0] = 0
+    sink = io.BytesIO()
+    with h5py.File(sink, "w") as file:
+        file["rgb"], file["depth"] = rgb, depth
+    return sink.getvalue(), rgb, depth
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def make_nyu_hf(root: Path) -> str:
+    for shard in (0, 1):
+        scenes = {f"train/hall_000{n}a/0000{shard}.h5": nyu_h5(10 * shard + n)[0] for n in (1, 2)}
+        write_tar(root / "data" / f"train-00000{shard}.tar", scenes)
+    tests = {f"./val/official/0000{n}.h5": nyu_h5(20 + n)[0] for n in (1, 2)}
+    write_tar(root / "data" / "val-000000.tar", tests | {"./val/readme.txt": b"no image"})
+    return f"nyu_hf:{root}"
+
+
 def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
@@ -83,6 +269,12 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "manifest.v1": make_manifest,
     "rooms.v1": make_rooms,
     "features.v1": make_features,
+    "voc.v1": make_voc,
+    "coco.v1": make_coco,
+    "ade20k.v1": make_ade20k,
+    "cityscapes.v1": make_cityscapes,
+    "bsds.v1": make_bsds,
+    "nyu_hf.v1": make_nyu_hf,
 }
 
 

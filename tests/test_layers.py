@@ -40,7 +40,7 @@ DOORS = {
     "h5py": ("featstore/datasets/hdf5.py",),
     "matplotlib": ("heads/pictures.py",),
     "sklearn": ("heads/metrics/clusters.py",),
-    "pycocotools": ("heads/metrics/boxes.py", "featstore/datasets/"),
+    "pycocotools": ("heads/metrics/boxes.py", "featstore/datasets/coco_masks.py"),
 }
 # Names on the left are import names that differ from the distribution's name.
 DISTRIBUTIONS = {

@@ -163,19 +163,27 @@ def list_files(folder: Path) -> list[str]:
     return [path.as_posix() for path in sorted(found, key=lambda path: path.parts)]
 
 
-def check_label(label: Label, image_hw: tuple[int, int] | None, *, source: str) -> Label:
+def check_label(
+    label: Label,
+    image_hw: tuple[int, int] | None,
+    *,
+    source: str,
+    n_classes: int | None = None,
+) -> Label:
     """Check that a dense label is of its image's size and holds at least one value.
 
     Args:
         label: What to check.
         image_hw: Height and width of the image, None where they are not known.
         source: File and place that the label comes from, for the message.
+        n_classes: Its values must lie below this; None where that is not known.
 
     Returns:
         The same label.
 
     Raises:
-        BadImageError: It does not decode, is of another size or has no value at all.
+        BadImageError: It does not decode, is of another size, has no value at all or a class
+            beyond `n_classes`.
     """
     try:
         values, valid = decode_label(label)
@@ -188,6 +196,11 @@ def check_label(label: Label, image_hw: tuple[int, int] | None, *, source: str) 
         )
     if not valid.any():
         raise BadImageError(f"{source} has no valid {label.kind} value in any pixel.")
+    if n_classes is not None and (highest := values[valid].max()) >= n_classes:
+        raise BadImageError(
+            f"{source} must hold classes below {n_classes}, for there are {n_classes} class names. "
+            f"Got {highest:g}; give the names that belong to it."
+        )
     return label
 
 

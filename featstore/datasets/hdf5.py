@@ -1,4 +1,4 @@
-"""The one door to HDF5: the official NYU file, and arrays of features.
+"""The one door to HDF5: the official NYU file, files of one image, and arrays of features.
 
 A file is opened for each read: HDF5 handles survive neither a fork nor a pickle, and opening costs
 little beside reading an image.
@@ -158,6 +158,27 @@ def array_shape(path: Path, name: str) -> tuple[int, ...]:
         if not isinstance(file.get(name), h5py.Dataset):
             raise not_found(f"array in {path.name}", name, array_names(path))
         return tuple(file[name].shape)
+
+
+def read_image_file(data: bytes, names: Sequence[str], *, source: str) -> list[np.ndarray]:
+    """Read arrays of an HDF5 file that is in memory and belongs to one image.
+
+    Args:
+        data: The whole file.
+        names: Arrays to read.
+        source: What to call the file in messages.
+
+    Raises:
+        BadImageError: The bytes are no HDF5 file, are damaged or lack an array.
+    """
+    try:
+        # h5py can read from a Python file object too, and then calls Python under its own lock.
+        with h5py.File(h5py.h5f.open_file_image(data)) as file:
+            return [np.asarray(file[name][()]) for name in names]
+    except (OSError, KeyError, ValueError) as error:
+        raise BadImageError(
+            f"{source} must be an HDF5 file with {' and '.join(names)} ({error})."
+        ) from error
 
 
 def read_entry(path: Path, name: str, number: int | None) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_an_unknown_format_offers_the_nearest():
 
 @pytest.mark.parametrize("text", ["nyu", "", "/data/nyu", "a/b=nyu:/x"])
 def test_a_text_that_is_no_spec_names_the_formats(text):
-    with pytest.raises(InvalidInputError, match=r"FORMAT:PATH.*folder, manifest, nyu, rooms"):
+    with pytest.raises(InvalidInputError, match=r"FORMAT:PATH.*manifest, nyu, nyu_hf, rooms"):
         open_dataset(text)
 
 
@@ -53,7 +53,21 @@ def test_a_name_must_be_fit_for_a_folder():
         open_dataset(".hidden=rooms:")
 
 
-@pytest.mark.parametrize("reader", ["nyu", "folder", "manifest", "features"])
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "nyu",
+        "folder",
+        "manifest",
+        "features",
+        "voc",
+        "coco",
+        "ade20k",
+        "cityscapes",
+        "bsds",
+        "nyu_hf",
+    ],
+)
 def test_a_missing_path_is_one_clear_line(reader, tmp_path):
     with pytest.raises(InvalidInputError, match=r"no file or folder .*absent.* exists; check"):
         open_dataset(f"{reader}:{tmp_path}/absent/here")
@@ -61,7 +75,9 @@ def test_a_missing_path_is_one_clear_line(reader, tmp_path):
         open_dataset(f"{reader}:")
 
 
-@pytest.mark.parametrize("reader", ["nyu", "folder", "features"])
+@pytest.mark.parametrize(
+    "reader", ["nyu", "folder", "features", "voc", "coco", "ade20k", "cityscapes", "bsds", "nyu_hf"]
+)
 def test_an_empty_folder_is_one_clear_line(reader, tmp_path):
     option = ",tap=norm" if reader == "features" else ""
     with pytest.raises(InvalidInputError, match=str(tmp_path)):
