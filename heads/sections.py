@@ -19,6 +19,7 @@ _ARROWS = {True: "↓", False: "↑"}
 _ARROW_WORDS = {True: "lower is better", False: "higher is better"}
 _DEFAULT_COMMAND = {"head": "deap", "tap_norm": "final", "split": "train", "val_fraction": 0.1}
 _LEFT_OUT_NAMED = 10
+_METRICS_SHOWN = 16  # the rest, such as one a class, is folded away
 
 
 def title(record: Record) -> str:
@@ -90,23 +91,34 @@ def metrics(record: Record, task: Task, scored: Sequence[Scored]) -> str:
     if measured is None:
         return ""
     primary = measured["primary_metric"]
+    names = sorted(measured["metrics"], key=lambda each: each != primary)
+    table = _metric_table(measured, names[:_METRICS_SHOWN], task)
+    if names[_METRICS_SHOWN:]:
+        more = _metric_table(measured, names[_METRICS_SHOWN:], task)
+        n_more = len(names) - _METRICS_SHOWN
+        table += f"<details><summary>{n_more} more</summary>{more}</details>"
+    note = f'<p class="note">{escape(measured["note"])}</p>'
+    spread = f"<div>{_spread(primary, scored)}</div>" if len(scored) > 1 else ""
+    return f'<h2>Metrics</h2><div class="pair"><div>{table}{note}</div>{spread}</div>'
+
+
+def _metric_table(measured: Mapping[str, Any], names: Sequence[str], task: Task) -> str:
     rows = []
-    for name in sorted(measured["metrics"], key=lambda each: each != primary):
-        arrow = f" {_ARROWS[task.is_lower_better]}" if name == primary else ""
-        mark = ' class="first"' if name == primary else ""
+    for name in names:
+        is_primary = name == measured["primary_metric"]
+        arrow = f" {_ARROWS[task.is_lower_better]}" if is_primary else ""
         cells = (
             f"<td>{escape(name)}{arrow}</td>",
             f'<td class="number">{_number(measured["metrics"][name])}</td>',
             f'<td class="number">{_bounds(measured["intervals"].get(name), words=False)}</td>',
         )
+        mark = ' class="first"' if is_primary else ""
         rows.append(f"<tr{mark}>{''.join(cells)}</tr>")
-    head = (
-        '<tr><th>metric</th><th class="number">value</th><th class="number">95 % interval</th></tr>'
+    titles = (
+        "<th>metric</th>",
+        *(f'<th class="number">{t}</th>' for t in ("value", "95 % interval")),
     )
-    table = f"<table>{head}{''.join(rows)}</table>"
-    note = f'<p class="note">{escape(measured["note"])}</p>'
-    spread = f"<div>{_spread(primary, scored)}</div>" if len(scored) > 1 else ""
-    return f'<h2>Metrics</h2><div class="pair"><div>{table}{note}</div>{spread}</div>'
+    return f"<table><tr>{''.join(titles)}</tr>{''.join(rows)}</table>"
 
 
 def curves(record: Record, lines: Sequence[Mapping[str, Any]]) -> str:

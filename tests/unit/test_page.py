@@ -16,6 +16,7 @@ import heads
 from cli.common import exit_code
 from cli.heads_app import heads as program
 from featstore.errors import FormatError, InvalidInputError
+from heads import sections
 from heads.page import write_page
 from heads.runs import read_run, write_record
 from heads.sections import command_line, gallery
@@ -205,6 +206,18 @@ def test_names_of_images_cannot_change_the_page():
     text = gallery(build_task("depth"), shown)
     assert "script" not in Outline(text).tags
     assert "<i>" not in text
+
+
+def test_many_metrics_are_folded_away_and_the_first_one_stays(run):
+    measured = run.record["measured"]
+    many = {f"iou_{number:02d}": 0.5 for number in range(40)}
+    values = {**many, "rmse": 0.25}
+    record = {**run.record, "measured": {**measured, "metrics": values, "intervals": {}}}
+    text = sections.metrics(record, build_task("depth"), [])
+    shown, folded = text.split("<details>")
+    assert shown.index("rmse") < shown.index("iou_00")
+    assert "25 more" in folded
+    assert [name for name in many if text.count(f"<td>{name}<") != 1] == []
 
 
 def test_the_command_trains_such_a_run_again(run):
