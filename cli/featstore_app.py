@@ -11,6 +11,7 @@ from cli.catalogue_commands import backbones, datasets
 from cli.common import SETTINGS, run_and_exit
 from cli.demo import demo
 from cli.extract_command import extract
+from cli.show_features_command import show
 from cli.sql_command import sql
 from cli.store_commands import info, ls
 from featstore.version import __version__
@@ -31,7 +32,7 @@ def featstore() -> None:
     """
 
 
-for command in (extract, info, ls, backbones, datasets, sql, verify, reindex, gc, rm, demo):
+for command in (extract, info, ls, show, backbones, datasets, sql, verify, reindex, gc, rm, demo):
     featstore.add_command(command)
 
 

@@ -10,6 +10,8 @@ from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
 from cli.predict_command import predict
 from cli.run_commands import evaluate, ls, rm
+from cli.show_command import show
+from cli.table_command import table
 from cli.train_command import train
 from featstore.version import __version__
 
@@ -29,7 +31,7 @@ def heads() -> None:
     """
 
 
-for command in (train, evaluate, predict, ls, rm, describe):
+for command in (train, evaluate, predict, table, show, ls, rm, describe):
     heads.add_command(command)
 
 

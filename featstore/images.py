@@ -264,6 +264,17 @@ def thumbnail(pixels_hwc: np.ndarray, long_side: int = 320) -> bytes:
     return sink.getvalue()
 
 
+def encode_png(pixels_hwc: np.ndarray) -> bytes:
+    """Encode an image without loss: a PNG file.
+
+    Args:
+        pixels_hwc: (H, W, 3) or, with opacity, (H, W, 4) uint8.
+    """
+    sink = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels_hwc)).save(sink, "PNG")
+    return sink.getvalue()
+
+
 def decode_label(label: Label) -> tuple[np.ndarray, np.ndarray]:
     """Decode a dense label to its own resolution.
 

@@ -108,7 +108,7 @@ def evaluate(
     model = load(found, device=device)
     opened = open_store(store_of(found, store))
     features = opened.feature_set(found.record["feature_sets"][0])
-    pairs, labels = _pairs_to_measure(found, features, model.task, split, data)
+    pairs, labels = pairs_to_measure(found, features, model.task, split, data)
     feed = Feed(features, model.array_names, model.device)
     result = measure_pairs(model, feed, pairs, labels, progress=progress)
     return EvaluationReport(
@@ -154,9 +154,21 @@ def store_of(run: Run, store: str | Path | None) -> Path:
     return recorded
 
 
-def _pairs_to_measure(
+def pairs_to_measure(
     run: Run, features: FeatureSet, task: Task, split: str, data: str | None
 ) -> tuple[Sequence[Pair], LabelSource]:
+    """Give the pairs of a split as a run means it, with where their labels come from.
+
+    Args:
+        run: Run.
+        features: Its feature set.
+        task: Its task.
+        split: "train", "val" and "test" are the run's own parts.
+        data: In place of the labels that the run used.
+
+    Raises:
+        InvalidInputError: Nothing in the split can be measured.
+    """
     store = features.store
     own_data, taps, kind = run.record["labels"]["data"], run.record["taps"], task.label_kind
     if data is None and split in (TRAIN, VAL, TEST):

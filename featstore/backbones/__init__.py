@@ -66,6 +66,7 @@ class Backbone:
         self.position_grid = _position_rule(model, blueprint.native_hw, self.input_hw)
         # The whole model is hashed: which taps are asked for must not change the key.
         self.weights_sha256 = tensors_hash(state_arrays(model))
+        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._norm = _final_norm(model) if self.unit == "block" else None
         self.taps = self._resolved(taps)
         self._indices = self._needed_indices()
@@ -239,6 +240,7 @@ class Backbone:
             "width": self.width,
             "stride": self.stride,
             "n_prefix": self.n_prefix,
+            "n_parameters": self.n_parameters,
             "prefix_order": list(self.prefix_order),
             "input_hw": list(self.input_hw),
             "mean": list(self.mean),

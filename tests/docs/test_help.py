@@ -18,8 +18,8 @@ from cli.heads_app import heads
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"featstore": featstore, "heads": heads}
 COMMANDS = {
-    "featstore": "extract info ls backbones datasets sql verify reindex gc rm demo".split(),
-    "heads": "train evaluate predict ls rm describe".split(),
+    "featstore": "extract info ls show backbones datasets sql verify reindex gc rm demo".split(),
+    "heads": "train evaluate predict table show ls rm describe".split(),
 }
 PAIRS = [(program, name) for program, names in COMMANDS.items() for name in names]
 
