@@ -39,6 +39,13 @@ run_argument = click.argument("run", metavar="RUN")
     metavar="[NAME=]FORMAT:PATH",
     help="Take labels from here, joined to stored rows by the image.",
 )
+@click.option(
+    "--queries",
+    type=click.IntRange(2),
+    default=None,
+    metavar="N",
+    help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
+)
 @device_option
 @store_option
 @runs_option
@@ -55,6 +62,7 @@ def evaluate(
     Example:
         heads evaluate @last
         heads evaluate @last --split val --json
+        heads evaluate @last --queries 112
     """
     from heads.evaluate import evaluate as measure
 

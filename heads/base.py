@@ -79,6 +79,14 @@ class Head(nn.Module, ABC):
             inputs: One a tap, in the order of the taps the head was built for.
         """
 
+    def ask_on(self, queries: int) -> None:
+        """Answer on a grid of `queries` a side from now on.
+
+        Raises:
+            InvalidInputError: This head has no grid of queries.
+        """
+        raise invalid("queries", queries, f"left out: {type(self).__name__} has no grid of queries")
+
     @property
     @abstractmethod
     def output_hw(self) -> tuple[int, int]:

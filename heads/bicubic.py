@@ -61,7 +61,7 @@ class Bicubic(QueryHead):
         check_inputs(inputs, (self.width,))
         (tokens,) = inputs
         patch_btd = tokens.filled(self.project.weight.dtype)
-        side = self.options.queries
+        side = self.side
         map_bdyx = self.project(patch_btd).mT.reshape(len(patch_btd), -1, *tokens.grid)
         resized = functional.interpolate(
             map_bdyx, size=(side, side), mode="bicubic", align_corners=True

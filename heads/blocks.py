@@ -21,9 +21,13 @@ _GPU_BUFFER_BYTES = 1 << 28
 
 
 def position_encoding(
-    grid: tuple[int, int], *, dim: int = POSITION_DIM, like: Tensor | None = None
+    grid: tuple[int, int],
+    *,
+    dim: int = POSITION_DIM,
+    step: float = 1.0,
+    like: Tensor | None = None,
 ) -> Tensor:
-    """Encode the integer positions of a grid, one half of the channels for x and then one for y.
+    """Encode the positions of a grid, one half of the channels for x and then one for y.
 
     In 8 channels each coordinate p gives ``[sin p, sin 0.01 p, cos p, cos 0.01 p]``; in 16 the
     factors are 1, 0.1, 0.01 and 0.001.
@@ -31,6 +35,7 @@ def position_encoding(
     Args:
         grid: Rows and columns.
         dim: Channels, a multiple of 4.
+        step: From one position to the next.
         like: A tensor whose device and dtype to take; without it, float32 on the processor.
 
     Returns:
@@ -40,7 +45,9 @@ def position_encoding(
         HEADS.md 1.2, item 2: sinusoidal encoding, temperature 1e4, of the released DeAP.
     """
     like = torch.empty(0) if like is None else like
-    y_yc, x_xc = (_encode(torch.arange(n, device=like.device, dtype=like.dtype), dim) for n in grid)
+    y_yc, x_xc = (
+        _encode(torch.arange(n, device=like.device, dtype=like.dtype) * step, dim) for n in grid
+    )
     full = (*grid, dim // 2)
     both = torch.cat([x_xc[None].expand(full), y_yc[:, None].expand(full)], dim=-1)
     return both.reshape(-1, dim)
@@ -240,9 +247,10 @@ def minus_infinity_outside(valid_bt: Tensor | None) -> Tensor | None:
     return torch.zeros(valid_bt.shape, device=valid_bt.device).masked_fill(~valid_bt, -math.inf)
 
 
-def position_queries(linear: nn.Linear, *, n_heads: int, side: int) -> Tensor:
+def position_queries(linear: nn.Linear, *, n_heads: int, side: int, step: float = 1.0) -> Tensor:
     """Give (heads, queries, channels) for a square grid, scaled by 1 / sqrt(channels)."""
-    positions_qc = position_encoding((side, side), dim=linear.in_features, like=linear.weight)
+    dim = linear.in_features
+    positions_qc = position_encoding((side, side), dim=dim, step=step, like=linear.weight)
     query_qhc = linear(positions_qc).view(side * side, n_heads, -1)
     scaled: Tensor = query_qhc.transpose(0, 1) * (1 / math.sqrt(query_qhc.shape[2]))
     return scaled

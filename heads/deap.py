@@ -120,7 +120,7 @@ class Deap(QueryHead):
 
     def _attend(self, tokens: TapTokens) -> Tensor:
         """Give (batch, 2 * dim, queries): the heads' answers, one after another."""
-        dim, heads, side = self.options.inner_dim, self.options.heads, self.options.queries
+        dim, heads = self.options.inner_dim, self.options.heads
         positions_tc = position_encoding(tokens.grid, like=self.query.weight)
         mixed_bdt = project_tokens(self.key_value, tokens, positions_tc)
         value_bhvt = split_heads(mixed_bdt[:, -2 * dim :], heads)
@@ -130,11 +130,13 @@ class Deap(QueryHead):
             logits_bhqt = mask_hqt if bias_bt is None else mask_hqt + bias_bt[:, None, None]
             attended: Tensor = value_bhvt @ logits_bhqt.softmax(dim=-1).mT
             return attended.flatten(1, 2)
-        query_hqc = position_queries(self.query, n_heads=heads, side=side)
+        query_hqc = position_queries(
+            self.query, n_heads=heads, side=self.side, step=self.position_step
+        )
         key_bhct = split_heads(mixed_bdt[:, :dim], heads)
         return masked_attention(query_hqc, key_bhct, value_bhvt, mask_hqt, bias_bt).flatten(1, 2)
 
     def _mask(self, grid: tuple[int, int]) -> Tensor:
         """Give (heads, queries, tokens) logits."""
-        heads, side, like = self.options.heads, self.options.queries, self.query.weight
+        heads, side, like = self.options.heads, self.side, self.query.weight
         return mask_logits(self.mask, n_heads=heads, side=side, grid=grid, like=like)

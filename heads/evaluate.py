@@ -64,6 +64,7 @@ class EvaluationReport:
     run_id: str
     split: str
     data: str | None
+    output_hw: tuple[int, int]
     images: int
     groups: int
     metrics: dict[str, float]
@@ -83,6 +84,7 @@ def evaluate(
     runs: str | Path | None = None,
     split: str = TEST,
     data: str | None = None,
+    queries: int | None = None,
     device: str = "auto",
     progress: ProgressCallback = ignore_progress,
 ) -> EvaluationReport:
@@ -97,6 +99,8 @@ def evaluate(
         runs: Folder of the runs, where it is not the store's own.
         split: What to measure on.
         data: Data set ``FORMAT:PATH`` whose labels are joined to stored rows by image.
+        queries: Side of another grid of queries than the head was trained on, for another
+            resolution of the output; None: the same.
         device: Where to compute.
         progress: Called with reports of progress.
 
@@ -106,6 +110,8 @@ def evaluate(
     """
     found = locate_run(run, store=store, runs=runs)
     model = load(found, device=device)
+    if queries is not None:
+        model.head.ask_on(queries)
     opened = open_store(store_of(found, store))
     features = opened.feature_set(found.record["feature_sets"][0])
     pairs, labels = pairs_to_measure(found, features, model.task, split, data)
@@ -115,6 +121,7 @@ def evaluate(
         run_id=found.run_id,
         split=split,
         data=data,
+        output_hw=model.head.output_hw,
         images=result.per_image.num_rows,
         groups=result.n_groups,
         metrics=result.values(),

@@ -101,11 +101,10 @@ class _MaskedLayer(_Layer):
             else None
         )
 
-    def forward(self, tokens: TapTokens, positions_tc: Tensor) -> Tensor:
-        """Give (batch, queries, dim)."""
-        options, like = self._options, self.query.weight
-        heads, side = options.heads, options.queries
-        query_hqc = position_queries(self.query, n_heads=heads, side=side)
+    def forward(self, tokens: TapTokens, positions_tc: Tensor, *, side: int, step: float) -> Tensor:
+        """Give (batch, queries, dim) for a grid of queries of `side`, `step` apart."""
+        heads, like = self._options.heads, self.query.weight
+        query_hqc = position_queries(self.query, n_heads=heads, side=side, step=step)
         key_bhct, value_bhvt = self.keys_and_values(tokens, positions_tc)
         mask_hqt = mask_logits(self.mask, n_heads=heads, side=side, grid=tokens.grid, like=like)
         bias_bt = minus_infinity_outside(tokens.valid)
@@ -167,7 +166,7 @@ class Maxa(QueryHead):
         check_inputs(inputs, self._widths)
         tokens = join(inputs, self.positions.dtype)
         positions_tc = self._positions_on(tokens.grid)
-        tokens_bqd = self.first(tokens, positions_tc)
+        tokens_bqd = self.first(tokens, positions_tc, side=self.side, step=self.position_step)
         if self.second is not None:
             tokens_bqd = self.second(tokens_bqd, tokens, positions_tc)
         return self.readout(tokens_bqd)

@@ -28,11 +28,39 @@ def check_readout_options(queries: int, dc: int | None) -> None:
 
 
 class QueryHead(Head):
-    """A head that answers on a square grid of `options.queries` a side, enlarged 8 times."""
+    """A head that answers on a square grid of `options.queries` a side, enlarged 8 times.
+
+    Trained on one grid, it can be asked on another (`ask_on`): queries are places of the frame,
+    and CNN and skip are convolutions.
+    """
 
     cnn: nn.Sequential
     skip: nn.Conv2d
     upscale: Upscale
+    _asked_side: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Queries along each side of the grid in use."""
+        return self._asked_side or int(self.options.queries)
+
+    @property
+    def position_step(self) -> float:
+        """Steps of the grid of training from one query to the next.
+
+        Source:
+            HEADS.md 1.4: the corners of both grids lie in the corners of the frame.
+        """
+        return (self.options.queries - 1) / (self.side - 1)
+
+    def ask_on(self, queries: int) -> None:
+        """Answer on a grid of another side from now on; the weights stay.
+
+        Raises:
+            InvalidInputError: The side is out of range.
+        """
+        check_readout_options(queries, None)
+        self._asked_side = queries
 
     def build_readout(
         self, dim: int, inner: int, n_outputs: int, *, factors: Sequence[int] = (2, 2, 2)
@@ -45,7 +73,7 @@ class QueryHead(Head):
 
     def readout(self, tokens_bqd: Tensor) -> Tensor:
         """Give (batch, n_outputs, *output_hw) of the answers, (batch, queries, dim)."""
-        side = self.options.queries
+        side = self.side
         map_bdyx = tokens_bqd.mT.reshape(len(tokens_bqd), -1, side, side)  # channels stay last
         output: Tensor = self.upscale(self.skip(map_bdyx)) + self.cnn(map_bdyx)
         return output
@@ -53,7 +81,7 @@ class QueryHead(Head):
     @property
     def output_hw(self) -> tuple[int, int]:
         """Rows and columns of the output: 8 pixels a query."""
-        return (UPSCALE * self.options.queries,) * 2
+        return (UPSCALE * self.side,) * 2
 
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the biases of the skip and of the CNN's last layer."""

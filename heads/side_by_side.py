@@ -40,6 +40,11 @@ class SideBySide(Head):
         """Rows and columns of the output."""
         return self._heads[0].output_hw
 
+    def ask_on(self, queries: int) -> None:
+        """Answer on a grid of another side from now on; see `QueryHead.ask_on`."""
+        for part in self._heads:
+            part.ask_on(queries)
+
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the output biases of all parts."""
         return tuple(bias for part in self._heads for bias in part.output_biases())

@@ -359,3 +359,19 @@ def test_only_the_mask_decides_what_is_read():
     head([make_tokens()]).sum().backward()
     assert head.query.weight.grad is None
     assert head.dead_parameters() == 2 * 32 + 9 * 16
+
+
+@pytest.mark.parametrize("name", ["deap", "maxa"])
+def test_a_finer_grid_of_queries_asks_the_same_in_the_places_it_shares(name):
+    torch.manual_seed(0)
+    tap = TapShape(tap="norm", dim=24, grid=(3, 4))
+    head = build_head(name, taps=[tap], n_outputs=2, options={"queries": 5}).double().eval()
+    answers = {}
+    head.readout = lambda tokens_bqd: answers.update({head.side: tokens_bqd})
+    tokens = TapTokens(patch=torch.randn(2, 12, 24, dtype=torch.float64), grid=(3, 4))
+    for side in (5, 9):
+        head.ask_on(side)
+        head([tokens])
+    fine = answers[9].unflatten(1, (9, 9))[:, ::2, ::2]
+    torch.testing.assert_close(fine, answers[5].unflatten(1, (5, 5)))
+    assert head.output_hw == (72, 72)

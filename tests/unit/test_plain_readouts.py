@@ -1,4 +1,4 @@
-"""The linear and the bicubic head: what attention has to beat."""
+"""The linear, the bicubic and the conv head: what attention has to beat."""
 
 from __future__ import annotations
 
@@ -30,6 +30,37 @@ def make_tokens(*, batch=3, width=24, grid=GRID, n_prefix=0, valid=None, seed=0)
 @pytest.mark.parametrize(("n_outputs", "count"), [(1, 56_006), (21, 57_246)])
 def test_the_bicubic_head_has_the_count_of_the_release(n_outputs, count):
     assert make_head("bicubic", width=768, n_outputs=n_outputs).n_parameters() == count
+
+
+@pytest.mark.parametrize(("n_outputs", "count"), [(1, 60_276), (21, 61_716)])
+def test_the_conv_head_has_the_count_of_the_release(n_outputs, count):
+    assert make_head("conv", width=768, n_outputs=n_outputs).n_parameters() == count
+
+
+def test_the_conv_head_is_convolutions_around_a_resize():
+    head, tokens = make_head("conv", width=32, queries=6, n_outputs=3), make_tokens(width=32)
+    images = []
+    for patch_td in tokens.patch:
+        groups = patch_td.T.reshape(16, -1)  # channels of a group lie together
+        mean, var = groups.mean(1, keepdim=True), groups.var(1, unbiased=False, keepdim=True)
+        normed_dt = ((groups - mean) / (var + 1e-5).sqrt()).reshape(32, -1)
+        hidden = (head.project.weight[:, :, 0, 0] @ normed_dt + head.project.bias[:, None]).relu()
+        mixed = head.mix.weight[:, :, 0, 0] @ hidden + head.mix.bias[:, None]
+        parts = [mixed.reshape(1, -1, *GRID), head.positions[None]]
+        large = [functional.interpolate(p, size=(6, 6), mode="bilinear") for p in parts]
+        map_1dyx = functional.group_norm(
+            torch.cat(large, 1), 8, head.norm_out.weight, head.norm_out.bias
+        )
+        skip = functional.interpolate(map_1dyx, size=(48, 48), mode="bilinear", antialias=True)
+        images.append(head.skip(skip) + head.cnn(map_1dyx))
+    torch.testing.assert_close(head([tokens]), torch.cat(images), rtol=1e-4, atol=1e-5)
+
+
+def test_the_conv_head_refuses_widths_it_cannot_group():
+    with pytest.raises(InvalidInputError, match="a multiple of 16 for the head conv"):
+        make_head("conv", width=24)
+    with pytest.raises(InvalidInputError, match="a multiple of 8"):
+        make_head("conv", width=32, dim=20)
 
 
 @pytest.mark.parametrize("n_outputs", [1, 21])

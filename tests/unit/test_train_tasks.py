@@ -159,3 +159,18 @@ def test_a_task_without_labels_says_what_the_data_has(tmp_path):
         InvalidInputError, match=r"No stored row has classes labels .*they have: depth\)"
     ):
         learn(path, "segmentation")
+
+
+def test_a_head_is_measured_at_another_resolution_than_it_was_trained_at(store, task):
+    report = learn(store, task, options={"pictures": 0})
+    same = heads.evaluate(report.path, device="cpu", queries=4)
+    assert same.metrics == report.metrics
+    finer = heads.evaluate(report.path, device="cpu", queries=9)
+    assert finer.output_hw == (72, 72)
+    assert finer.metrics != same.metrics
+
+
+def test_a_head_without_queries_says_so(store):
+    report = heads.train(store, task="depth", head="linear", steps=2, batch_size=8, device="cpu")
+    with pytest.raises(InvalidInputError, match="Linear has no grid of queries"):
+        heads.evaluate(report.path, device="cpu", queries=9)

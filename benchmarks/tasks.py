@@ -1,0 +1,131 @@
+"""Heads beside each other on one task, over seeds: means, and paired differences with intervals.
+
+    python benchmarks/tasks.py --data rooms:n=300 --weights WEIGHTS --task boundaries \
+        --arms deap,bicubic,linear,conv --seeds 10
+
+An arm is HEAD, HEAD/VARIANT or HEAD+random (random backbone weights). All arms of a seed hold out
+the same groups and see the same batches. The interval of a difference is Student's over seeds: it
+says what another seed would give on these test images, not what other images would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+import featstore
+import heads.train
+
+
+def features(args: argparse.Namespace, store: Path, weights: str) -> str:
+    """Extract where it is not done yet; give the key of the feature set."""
+    report = featstore.extract(
+        store,
+        backbone=args.backbone,
+        weights=weights,
+        image_size=(args.image_size, args.image_size),
+        taps=[args.tap],
+        data=[args.data],
+    )
+    return report.feature_set
+
+
+def config(arm: str, args: argparse.Namespace, seed: int) -> dict[str, object]:
+    """Turn an arm into arguments of `heads.train`."""
+    name, _, weights = arm.partition("+")
+    head, _, variant = name.partition("/")
+    options: dict[str, object] = {"pictures": 0, "checks": args.checks, "metric_images": 0}
+    options |= {"patience": 0} | dict(pair.split("=", 1) for pair in args.set)
+    if variant:
+        options["variant"] = variant
+    return {
+        "task": args.task,
+        "head": head,
+        "feature_set": args.features[weights or "file"],
+        "taps": [args.tap],
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "seed": seed,
+        "options": options,
+    }
+
+
+def measure(args: argparse.Namespace, store: Path) -> dict[str, dict[str, list[float]]]:
+    """Train every arm with every seed: arm to metric to one value a seed."""
+    found: dict[str, dict[str, list[float]]] = {arm: {} for arm in args.arms}
+    for seed in range(args.seeds):
+        configs = [config(arm, args, seed) for arm in args.arms]
+        report = heads.train.train_many(store, configs, device=args.device)
+        for arm, run, error in zip(args.arms, report.runs, report.errors, strict=True):
+            if run is None:
+                raise SystemExit(f"{arm}, seed {seed}: {error}")
+            for name, value in run.metrics.items():
+                found[arm].setdefault(name, []).append(value)
+            name = next(iter(run.metrics))
+            print(f"seed {seed}  {arm:20s} {name} {run.metrics[name]:.4f}", file=sys.stderr)
+    return found
+
+
+def compare(first: list[float], other: list[float]) -> dict[str, float | bool]:
+    """Give the mean difference of paired values and its 95 % interval over seeds."""
+    difference = np.array(first) - np.array(other)
+    mean, n = float(difference.mean()), len(difference)
+    reach = 0.0
+    if n > 1:
+        reach = float(stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    return {
+        "difference": round(mean, 4),
+        "low": round(mean - reach, 4),
+        "high": round(mean + reach, 4),
+        "is_resolved": n > 1 and abs(mean) > reach,
+    }
+
+
+def main() -> None:
+    """Parse, train, print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="rooms:n=60")
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0.in1k")
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--tap", default="stage:3")
+    parser.add_argument("--task", default="boundaries")
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=["deap", "linear"])
+    parser.add_argument("--metrics", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--checks", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--store", type=Path, default=None, help="Keep the features here.")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = args.store or Path(folder) / "features.zarr"
+        args.features = {"file": features(args, store, args.weights)}
+        if any(arm.endswith("+random") for arm in args.arms):
+            args.features["random"] = features(args, store, "random")
+        found = measure(args, store)
+    names = args.metrics or [next(iter(found[args.arms[0]]))]
+    first, *others = args.arms
+    result: dict[str, object] = {"task": args.task, "data": args.data, "tap": args.tap}
+    result |= {"steps": args.steps, "batch_size": args.batch_size, "seeds": args.seeds}
+    for name in names:
+        for arm in args.arms:
+            values = np.array(found[arm][name])
+            print(f"{name:14s} {arm:20s} {values.mean():.4f} (sd {values.std():.4f})")
+        result[name] = {
+            "means": {arm: round(float(np.mean(found[arm][name])), 4) for arm in args.arms},
+            "against": {arm: compare(found[first][name], found[arm][name]) for arm in others},
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
