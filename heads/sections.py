@@ -230,7 +230,7 @@ def _loss_chart(
         window = max(1, len(steps) // 25)
         mean = smooth(values, window)
         series.append(Series(name="train", x=steps, y=mean, style="train"))
-        names["train"] = f"learned from (mean of {window} steps)"
+        names["train"] = "learned from" + (f" (mean of {window} steps)" if window > 1 else "")
     steps, values = found.get(("val", "loss"), ([], []))
     if steps:
         series.append(Series(name="held out", x=steps, y=values, style="held-out"))
