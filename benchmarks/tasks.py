@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 import featstore
-import heads.train
+import heads
 
 
 def features(args: argparse.Namespace, store: Path, weights: str) -> str:
@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace, store: Path) -> dict[str, dict[str, list[f
     found: dict[str, dict[str, list[float]]] = {arm: {} for arm in args.arms}
     for seed in range(args.seeds):
         configs = [config(arm, args, seed) for arm in args.arms]
-        report = heads.train.train_many(store, configs, device=args.device)
+        report = heads.train_many(store, configs, device=args.device)
         for arm, run, error in zip(args.arms, report.runs, report.errors, strict=True):
             if run is None:
                 raise SystemExit(f"{arm}, seed {seed}: {error}")
