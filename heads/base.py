@@ -53,7 +53,7 @@ class TapTokens:
 
 
 class Head(nn.Module, ABC):
-    """Base of every dense head; a subclass is final and files itself under `HEADS`.
+    """Base of every head; a subclass is final and files itself under `HEADS`.
 
     A head is built as ``HEADS[name](taps=..., n_outputs=..., **options)``, where `options` are
     the fields of its `OPTIONS`. Modules named in `UNUSED` hold parameters that a released
@@ -62,6 +62,7 @@ class Head(nn.Module, ABC):
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
     LR: ClassVar[float | None] = None  # learning rate where the user names none; None: the task's
+    is_pooled: ClassVar[bool] = False  # whether it gives one answer an image, a map of 1 x 1
     UNUSED: tuple[str, ...] = ()
     options: Any  # an instance of `OPTIONS`
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import torch
 
 from featstore import open as open_store
-from featstore.errors import InvalidInputError, NotFoundError
+from featstore.errors import BadImageError, InvalidInputError, NotFoundError
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
 from heads.feed import Feed
-from heads.labels import LabelSource, StoredLabels
+from heads.labels import LabelSource, open_stored_labels
 from heads.metrics import Metric
 from heads.model import Model, load
 from heads.runs import PAIRS, RECORD, Run, find_run, read_run
@@ -185,7 +185,7 @@ def pairs_to_measure(
                 f"Run {run.run_id} has no {split} part. Choose another --split."
             )
         if own_data is None:
-            return pairs, StoredLabels(store, kind)
+            return pairs, open_stored_labels(store, kind)
         return pairs, labelled_pairs(store, features, taps=taps, kind=kind, data=own_data)[0]
     return select_split(store, features, taps=taps, kind=kind, split=split, data=data or own_data)
 
@@ -290,13 +290,16 @@ def _measure(
         values, valid = checked_label(label, placement)
     except InvalidInputError as error:
         return str(error)
-    return task.measure(
-        prediction_chw,
-        placement=placement,
-        values_hw=values,
-        valid_hw=valid,
-        dataset_format=dataset_format,
-    )
+    try:
+        return task.measure(
+            prediction_chw,
+            placement=placement,
+            values_hw=values,
+            valid_hw=valid,
+            dataset_format=dataset_format,
+        )
+    except BadImageError as error:  # this label alone; a protocol that fits none is no such error
+        return str(error)
 
 
 @torch.inference_mode()

@@ -59,6 +59,9 @@ def paint_prediction(
         return prediction_png(
             title=title, image_hwc=image_hwc, prediction_hw=prediction, unit=task.unit
         )
+    caption = task.caption(prediction, None)
+    if caption:
+        return panels_png(title=f"{title}\n{caption}", panels={"input": image_hwc})
     painted = {"input": image_hwc, "prediction": task.render(prediction, image_hwc)}
     return panels_png(title=title, panels=painted, legend=task.legend(prediction))
 
@@ -85,6 +88,9 @@ def _draw(
             unit=task.unit,
         )
     canvas = _at_size(image, placement.source_hw)
+    caption = task.caption(prediction, values)
+    if caption:
+        return panels_png(title=f"{title}\n{caption}", panels={"input": canvas})
     painted = task.render_with_truth(prediction, values, valid, canvas)
     legend = task.legend(np.where(valid, values, -1))
     return panels_png(title=title, panels={"input": image, **painted}, legend=legend)

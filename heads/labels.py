@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featstore.datasets import open_dataset
@@ -28,10 +29,19 @@ order by dataset, item
 """
 
 _KINDS = """
-select distinct unnest(label_kinds) as kind
-from items
+select distinct unnest(label_kinds) as kind from items
+union
+select 'class' as kind from items where label is not null
 order by kind
 """
+_CLASSES = """
+select item, label
+from items
+where dataset = $dataset and label is not null
+order by item
+"""
+CLASS = "class"
+"""The kind of label that names the class of a whole image, and is no map."""
 
 
 class LabelSource(Protocol):
@@ -99,6 +109,60 @@ class StoredLabels:
         return self._store.thumbnail(dataset, item)
 
 
+class ClassLabels:
+    """Class names of whole images, given as labels of the kind "class": their name in UTF-8."""
+
+    kind = CLASS
+
+    def __init__(self, inner: LabelSource, classes_of: Callable[[str], Mapping[str, str]]) -> None:
+        """Take all but the labels from `inner`.
+
+        Args:
+            inner: Where images, formats and specs come from.
+            classes_of: Gives item to class name for a data set.
+        """
+        self.spec = inner.spec
+        self._inner = inner
+        self._classes_of = lru_cache(maxsize=None)(classes_of)
+
+    def iterate(self, dataset: str, items: Sequence[str]) -> Iterator[tuple[str, Label]]:
+        """Go through items and labels."""
+        known = self._classes_of(dataset)
+        for item in items:
+            if item in known:
+                data = known[item].encode()
+                yield item, Label(kind=CLASS, encoding="text", data=data, source="label")
+
+    def version(self, dataset: str) -> str:
+        """Name all classes of all items."""
+        return short_key(sorted(self._classes_of(dataset).items()))
+
+    def format_of(self, dataset: str) -> str:
+        """Give the format of the data set."""
+        return self._inner.format_of(dataset)
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        """List the classes that its images have, in the order of their names."""
+        return tuple(sorted(set(self._classes_of(dataset).values())))
+
+    def image(self, dataset: str, item: str) -> bytes | None:
+        """Give the encoded image of an item."""
+        return self._inner.image(dataset, item)
+
+
+def open_stored_labels(store: Store, kind: str) -> LabelSource:
+    """Open the labels of one kind that the store itself has."""
+    stored = StoredLabels(store, kind)
+    if kind != CLASS:
+        return stored
+
+    def classes_of(dataset: str) -> dict[str, str]:
+        table = store.sql(_CLASSES, {"dataset": dataset})
+        return dict(zip(table["item"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+    return ClassLabels(stored, classes_of)
+
+
 class ReaderLabels:
     """Labels of a data set outside the store."""
 
@@ -150,9 +214,12 @@ def stored_labels(
     Raises:
         InvalidInputError: No line has.
     """
-    table = store.sql(_LABELLED, {"kind": kind})
-    labelled = set(zip(table["dataset"].to_pylist(), table["item"].to_pylist(), strict=True))
-    kept = [line for line in lines if (line["dataset"], line["item"]) in labelled]
+    if kind == CLASS:
+        kept = [line for line in lines if line["label"] is not None]
+    else:
+        table = store.sql(_LABELLED, {"kind": kind})
+        labelled = set(zip(table["dataset"].to_pylist(), table["item"].to_pylist(), strict=True))
+        kept = [line for line in lines if (line["dataset"], line["item"]) in labelled]
     if not kept:
         names = ", ".join(sorted({line["dataset"] for line in lines}))
         others = ", ".join(store.sql(_KINDS, {})["kind"].to_pylist()) or "none"
@@ -161,7 +228,7 @@ def stored_labels(
             f"{others}). Extract a data set that has such labels, or join them with --data "
             "FORMAT:PATH."
         )
-    return StoredLabels(store, kind), kept
+    return open_stored_labels(store, kind), kept
 
 
 def reader_labels(data: str, lines: Sequence[Line], *, kind: str) -> tuple[LabelSource, list[Line]]:
@@ -176,7 +243,7 @@ def reader_labels(data: str, lines: Sequence[Line], *, kind: str) -> tuple[Label
         InvalidInputError: The data set has no labels of `kind`, or none of its images is stored.
     """
     reader = open_dataset(data)
-    items = [item for item in reader.items() if kind in item.label_kinds]
+    items = [item for item in reader.items() if _has_label(item, kind)]
     if not items:
         raise InvalidInputError(f"{data} has no {kind} labels. Name a data set that has some.")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -193,7 +260,15 @@ def reader_labels(data: str, lines: Sequence[Line], *, kind: str) -> tuple[Label
             f"Extract them first: `featstore extract --data {data}`."
         )
     known = {item_id(reader.name, item): item for item in items}
-    return ReaderLabels(reader, kind, known), joined
+    labels: LabelSource = ReaderLabels(reader, kind, known)
+    if kind == CLASS:
+        named = {name: item.label for name, item in known.items() if item.label is not None}
+        labels = ClassLabels(labels, lambda dataset: named)
+    return labels, joined
+
+
+def _has_label(item: Item, kind: str) -> bool:
+    return item.label is not None if kind == CLASS else kind in item.label_kinds
 
 
 def _joined(reader: Reader, item: Item, stored: Sequence[Line]) -> list[Line]:

@@ -19,7 +19,7 @@ from featstore.types import ProgressCallback, TapShape
 from featstore.version import __version__
 from heads.base import HEADS, Head, shift_output_biases
 from heads.build import build_head
-from heads.labels import LabelSource, StoredLabels
+from heads.labels import CLASS, LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors, shape_to_json
 from heads.options import split_options
@@ -141,8 +141,9 @@ def make_setup(
     features = store.feature_set(request.feature_set, backbone=request.backbone)
     shapes = choose_taps(store, features, HEADS[head_name], request.taps)
     kind = TASKS[task_name].label_kind
+    _check_fits(head_name, task_name)
     selection, labels = _select(features, shapes, kind, request, resumed_path)
-    names = _class_names(selection, labels) if kind == "classes" else None
+    names = _class_names(selection, labels) if kind in ("classes", CLASS) else None
     options["task"] = TASKS[task_name].completed(options["task"], names)
     task = TASKS[task_name](**options["task"])
     head = build_head(head_name, taps=shapes, n_outputs=task.readouts, options=options["head"])
@@ -285,10 +286,20 @@ def _select(
         )
     table = pq.read_table(resumed_path / PAIRS)
     train, val, test = (pairs_from_table(table, part) for part in (TRAIN, VAL, TEST))
-    labels: LabelSource = StoredLabels(store, kind)
+    labels: LabelSource = open_stored_labels(store, kind)
     if request.data is not None:
         labels, _ = labelled_pairs(store, features, taps=taps, kind=kind, data=request.data)
     return Selection(train=train, val=val, test=test, validation={}), labels
+
+
+def _check_fits(head: str, task: str) -> None:
+    if HEADS[head].is_pooled == (TASKS[task].label_kind == CLASS):
+        return
+    gives = "one answer an image" if HEADS[head].is_pooled else "a map"
+    fitting = [name for name, kind in HEADS.items() if kind.is_pooled != HEADS[head].is_pooled]
+    names = ", ".join(name.rpartition(".v")[0] for name in fitting)
+    expected = f"another head for {task}, as this one gives {gives}"
+    raise invalid("head", head, expected, hint=f"Use one of {names}.")
 
 
 def _class_names(selection: Selection, labels: LabelSource) -> tuple[str, ...] | None:

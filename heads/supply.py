@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from featstore.errors import InvalidInputError
+from featstore.errors import BadImageError, InvalidInputError
 from heads.evaluate import labelled, predict_rows
 from heads.feed import Feed, Rows
 from heads.loop import Batch
@@ -178,11 +178,14 @@ def check_protocol(setup: Setup) -> None:
             values, valid = checked_label(label, placement)
         except InvalidInputError:  # left out and listed when it is measured
             continue
-        task.measure(
-            blank,
-            placement=placement,
-            values_hw=values,
-            valid_hw=valid,
-            dataset_format=setup.labels.format_of(pair.dataset),
-        )
+        try:
+            task.measure(
+                blank,
+                placement=placement,
+                values_hw=values,
+                valid_hw=valid,
+                dataset_format=setup.labels.format_of(pair.dataset),
+            )
+        except BadImageError:  # likewise
+            continue
         return

@@ -23,7 +23,7 @@ from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors, writ
 from featstore.hashing import short_key
 from featstore.images import decode_label
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
-from heads.labels import LabelSource
+from heads.labels import CLASS, LabelSource
 from heads.selection import Pair
 
 _ABOUT = "targets.json"
@@ -240,9 +240,13 @@ def _prepare(
 def checked_label(label: Label, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
     """Decode a label that must be of its image's size and hold a value.
 
+    A class of the whole image is its name, in an array without axes.
+
     Raises:
         InvalidInputError: It does not decode, is of another size, or holds no valid value.
     """
+    if label.kind == CLASS:
+        return np.array(label.data.decode()), np.array(True)
     values, valid = decode_label(label)
     if values.shape != placement.source_hw:
         raise InvalidInputError(

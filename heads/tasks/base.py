@@ -142,7 +142,8 @@ class Task(ABC):
             dataset_format: Format of the image's data set ("nyu"), which may have a protocol.
 
         Raises:
-            InvalidInputError: The label has another size than the image.
+            BadImageError: This label cannot be measured; others can.
+            InvalidInputError: The task's protocol does not fit such labels.
         """
 
     @abstractmethod
@@ -185,6 +186,15 @@ class Task(ABC):
     def truth_map(self, values_hw: np.ndarray, valid_hw: np.ndarray) -> np.ndarray:
         """Give the numbers that a map of `unit` is compared with; NaN where there is none."""
         return np.where(valid_hw, values_hw, np.nan)
+
+    def caption(self, prediction: np.ndarray, values: np.ndarray | None) -> str:
+        """Say the answer in words, for the title of a picture; nothing where pictures say it.
+
+        Args:
+            prediction: What `at_source` gave.
+            values: The label, where it is known.
+        """
+        return ""
 
     def legend(self, values_hw: np.ndarray) -> dict[str, tuple[int, int, int]]:
         """Name the colours of a picture of these values; nothing where they need no name."""

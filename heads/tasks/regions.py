@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from featstore.errors import invalid
+from featstore.errors import BadImageError
 from featstore.geometry import sample_nearest, to_input
 from featstore.types import Placement
 
@@ -27,15 +27,16 @@ def ids_in_frame(
         (Ho, Wo) int32, -1 where void or padding.
 
     Raises:
-        InvalidInputError: An id is negative, or nothing of the frame is known.
+        BadImageError: An id is negative, or nothing of the frame is known.
     """
     if (values_hw[valid_hw] < 0).any():
-        raise invalid("instances", int(values_hw[valid_hw].min()), "ids of 0 or more, or void")
+        lowest = int(values_hw[valid_hw].min())
+        raise BadImageError(f"The instances of its label must be 0 or more, or void. Got {lowest}.")
     known = np.where(valid_hw, values_hw, VOID)
     ids, is_inside = sample_nearest(known, placement, output_hw)
     found = np.where(is_inside, ids, VOID).astype(np.int32)
     if (found == VOID).all():
-        raise invalid("instances", "none", "at least one known pixel in the input frame")
+        raise BadImageError("Its label knows nothing about any pixel of the input frame.")
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featstore.errors import InvalidInputError, invalid
+from featstore.errors import BadImageError, InvalidInputError, invalid
 from featstore.geometry import sample_nearest, to_source_map
 from featstore.types import Placement
 from heads.metrics import Metric, Stats
@@ -95,11 +95,11 @@ class SegmentationTask(Task):
             ``classes`` (Ho, Wo) int16, -1 where there is none.
 
         Raises:
-            InvalidInputError: A class is not declared, or no pixel of the input has one.
+            BadImageError: A class is not declared, or no pixel of the input has one.
         """
         classes_yx = self._in_frame(values_hw, valid_hw, placement, output_hw)
         if (classes_yx == _VOID).all():
-            raise invalid("classes", "none", "at least one pixel with a class in the input frame")
+            raise BadImageError("Its label has no class at any pixel of the input frame.")
         return {"classes": classes_yx}
 
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
@@ -137,7 +137,7 @@ class SegmentationTask(Task):
         """Count pixels by class at 224 x 224 of the input and at the label's resolution.
 
         Raises:
-            InvalidInputError: A class is not declared.
+            BadImageError: A class is not declared.
         """
         truth_yx = self._in_frame(values_hw, valid_hw, placement, FRAME_HW)
         log_p = _at_frame(prediction_chw)
@@ -220,8 +220,10 @@ class SegmentationTask(Task):
         found = values_hw[valid_hw]
         if found.size and (int(found.min()) < 0 or int(found.max()) >= self.n_outputs):
             given = f"{int(found.min())} to {int(found.max())}"
-            expected = f"from 0 to {self.n_outputs - 1}, or void"
-            raise invalid("classes of the label", given, expected, hint="See --set classes=N.")
+            raise BadImageError(
+                f"The classes of its label must be from 0 to {self.n_outputs - 1}, or void. Got "
+                f"{given}. See --set classes=N."
+            )
         known = np.where(valid_hw, values_hw, _VOID)
         classes, is_inside = sample_nearest(known, placement, output_hw)
         return np.where(is_inside, classes, _VOID).astype(np.int16)

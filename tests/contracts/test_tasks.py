@@ -22,7 +22,10 @@ PLACEMENT = place(
 )
 
 
-OPTIONS = {"segmentation.v1": {"classes": 6}}  # what a data set would tell
+OPTIONS = {
+    "segmentation.v1": {"classes": 6},
+    "classification.v1": {"names": "a|b|c|d|e|f"},
+}  # what a data set would tell
 
 
 @pytest.fixture(params=list(TASKS))
@@ -35,9 +38,15 @@ def task(name: str) -> Task:
     return build_task(name, OPTIONS.get(name))
 
 
+def output_hw(task: Task) -> tuple[int, int]:
+    return (1, 1) if task.label_kind == "class" else OUTPUT_HW
+
+
 def make_label(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     valid = rng.random(SOURCE_HW) < 0.8
+    if task.label_kind == "class":
+        return np.array(str(rng.choice(list("abcdef")))), np.array(True)
     if task.label_kind == "classes":
         return rng.integers(0, 6, SOURCE_HW).astype(np.int32), valid
     if task.label_kind == "instances":
@@ -58,7 +67,7 @@ def make_targets(task: Task, n: int) -> dict[str, torch.Tensor]:
 
 def make_output(task: Task, n: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(n, task.n_outputs, *OUTPUT_HW, generator=generator) * 4 + 0.5
+    return torch.rand(n, task.n_outputs, *output_hw(task), generator=generator) * 4 + 0.5
 
 
 def measure(task: Task, seed: int) -> dict[str, float | list[float]]:
@@ -106,6 +115,8 @@ def test_readouts_share_out_the_outputs(task):
 
 
 def test_padding_reaches_neither_loss_nor_gradient(task):
+    if task.label_kind == "class":
+        pytest.skip("an answer an image has no padding")
     output = make_output(task, 2).requires_grad_()
     task.loss(output, make_targets(task, 2)).backward()
     top = (PLACEMENT.dst[1] * OUTPUT_HW[0]) // PLACEMENT.input_hw[0]
@@ -116,11 +127,14 @@ def test_padding_reaches_neither_loss_nor_gradient(task):
 def test_a_prediction_comes_back_at_the_size_of_the_image(task):
     predicted = task.predict(make_output(task, 2))
     assert predicted.shape[0] == 2
-    assert predicted.shape[2:] == OUTPUT_HW
+    assert predicted.shape[2:] == output_hw(task)
     found = task.at_source(predicted[0].numpy(), PLACEMENT)
     if task.label_kind == "instances" and found.shape[1:] == (5,):  # boxes
         assert (found[:, [0, 1]] >= 0).all()
         assert (found[:, [2, 3]] <= SOURCE_HW[::-1]).all()
+    elif task.label_kind == "class":
+        assert found.shape == (task.n_outputs,)
+        assert found.sum() == pytest.approx(1)
     else:
         assert found.shape == SOURCE_HW
 

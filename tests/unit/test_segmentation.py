@@ -108,7 +108,7 @@ def test_a_class_that_is_not_declared_is_refused():
     with pytest.raises(InvalidInputError, match="from 0 to 2, or void"):
         task.prepare(values, np.ones((4, 4), bool), squash((4, 4)), (8, 8))
     void = np.zeros((4, 4), bool)
-    with pytest.raises(InvalidInputError, match="at least one pixel with a class"):
+    with pytest.raises(InvalidInputError, match="no class at any pixel"):
         task.prepare(values, void, squash((4, 4)), (8, 8))
 
 
