@@ -15,13 +15,14 @@ from featstore.assign import Framing
 from featstore.codecs import encode
 from featstore.extraction import Extraction, ExtractReport
 from featstore.feature_sets import FinalNorm, NewFeatureSet
+from featstore.geometry import place
 from featstore.hashing import image_key, pixel_hash
 from featstore.images import decode
 from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import select_items
 from featstore.shard_job import Loaded, TapBlock
 from featstore.sources import Readers
-from featstore.types import Item, Label, TapShape, ignore_progress
+from featstore.types import Item, Label, Placement, TapShape, ignore_progress
 
 GRID = (4, 4)
 DIM = 8
@@ -219,6 +220,24 @@ def fake_extract(
         return extraction.run(
             store, new, shapes, framing=framing, source=source, batch_size=batch_size
         )
+
+
+def fake_forward(
+    images: Sequence[np.ndarray],
+) -> list[tuple[dict[str, np.ndarray], Placement]]:
+    """Give the tap "norm" of decoded images, as `FakeSource` makes it."""
+    mix = np.random.default_rng(7).standard_normal((3, DIM)).astype(np.float32)
+    found = []
+    for pixels in images:
+        height, width = pixels.shape[:2]
+        cells = pixels[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
+        cells = cells.reshape(4, height // 4, 4, width // 4, 3).mean(axis=(1, 3)) / 50
+        tokens = cells.reshape(16, 3) @ mix * 2
+        placement = place(
+            source_hw=(height, width), crop=None, input_hw=(16, 16), resize="squash", view="plain"
+        )
+        found.append(({"norm": tokens, "norm/prefix": tokens[:1] + 1}, placement))
+    return found
 
 
 def content(path: Path) -> dict[str, str]:

@@ -17,25 +17,9 @@ from featstore.types import Placement
 from heads.model import valid_tokens
 from heads.predict import find_images
 from heads.runs import read_run, write_record
-from tests.fakes import DIM, FakeReader, fake_extract
+from tests.fakes import DIM, FakeReader, fake_extract, fake_forward
 
 STORED = 40
-
-
-def fake_forward(images):
-    """Give what the stored features were made of, for decoded images."""
-    mix = np.random.default_rng(7).standard_normal((3, DIM)).astype(np.float32)
-    found = []
-    for pixels in images:
-        height, width = pixels.shape[:2]
-        cells = pixels[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
-        cells = cells.reshape(4, height // 4, 4, width // 4, 3).mean(axis=(1, 3)) / 50
-        tokens = cells.reshape(16, 3) @ mix * 2
-        placement = place(
-            source_hw=(height, width), crop=None, input_hw=(16, 16), resize="squash", view="plain"
-        )
-        found.append(({"norm": tokens, "norm/prefix": tokens[:1] + 1}, placement))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from featstore.items import read_dataset
 from featstore.types import Item, Label
 from heads.runs import read_run
 from heads.tasks import TASKS
-from tests.fakes import FakeReader, fake_extract, npy
+from tests.fakes import FakeReader, fake_extract, fake_forward, npy
 
 SMALL = {"queries": 4, "checks": 2, "pictures": 2}
 
@@ -92,6 +92,26 @@ def test_a_run_measures_draws_and_evaluates_to_the_same_numbers(store, task):
     for path in report.pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 200
+
+
+def test_new_images_get_the_answer_of_the_task(store, task, tmp_path):
+    report = learn(store, task, options={"pictures": 0})
+    reader = Things(33)
+    photos = [tmp_path / f"{number}.npy" for number in (31, 32)]
+    for photo, item in zip(photos, reader.items()[31:], strict=True):
+        photo.write_bytes(reader.read_image(item))
+    done = heads.predict(report.path, photos, tmp_path / "out", fake_forward, device="cpu")
+    assert done.images == 2
+    found = np.load(tmp_path / "out/31.npy")
+    shape, dtype = {
+        "detection.v1": ((len(found), 5), np.float32),
+        "classification.v1": ((2,), np.float32),
+        "segmentation.v1": (reader.source_hw, np.int32),
+        "instances.v1": (reader.source_hw, np.int32),
+    }.get(task, (reader.source_hw, np.float32))
+    assert (found.shape, found.dtype) == (shape, dtype)
+    with Image.open(tmp_path / "out/31.png") as picture:
+        assert min(picture.size) > 100
 
 
 def test_its_metrics_follow_from_what_each_image_keeps(store, task):
