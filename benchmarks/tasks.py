@@ -6,6 +6,9 @@
 An arm is HEAD, HEAD/VARIANT or HEAD+random (random backbone weights). All arms of a seed hold out
 the same groups and see the same batches. The interval of a difference is Student's over seeds: it
 says what another seed would give on these test images, not what other images would.
+
+With a fresh store the JSON line also says how long the training took with the extraction before
+it, and how long running the backbone in every step would have taken at the same rate.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from scipy import stats
 
 import featstore
 import heads
+from featstore.extraction import ExtractReport
 
 
-def features(args: argparse.Namespace, store: Path, weights: str) -> str:
-    """Extract where it is not done yet; give the key of the feature set."""
-    report = featstore.extract(
+def features(args: argparse.Namespace, store: Path, weights: str) -> ExtractReport:
+    """Extract where it is not done yet."""
+    return featstore.extract(
         store,
         backbone=args.backbone,
         weights=weights,
@@ -33,7 +37,6 @@ def features(args: argparse.Namespace, store: Path, weights: str) -> str:
         taps=[args.tap],
         data=[args.data],
     )
-    return report.feature_set
 
 
 def config(arm: str, args: argparse.Namespace, seed: int) -> dict[str, object]:
@@ -65,6 +68,7 @@ def measure(args: argparse.Namespace, store: Path) -> dict[str, dict[str, list[f
         for arm, run, error in zip(args.arms, report.runs, report.errors, strict=True):
             if run is None:
                 raise SystemExit(f"{arm}, seed {seed}: {error}")
+            found[arm].setdefault("seconds", []).append(run.seconds)
             for name, value in run.metrics.items():
                 found[arm].setdefault(name, []).append(value)
             name = next(iter(run.metrics))
@@ -84,6 +88,21 @@ def compare(first: list[float], other: list[float]) -> dict[str, float | bool]:
         "low": round(mean - reach, 4),
         "high": round(mean + reach, 4),
         "is_resolved": n > 1 and abs(mean) > reach,
+    }
+
+
+def cost(
+    args: argparse.Namespace, extracted: ExtractReport, seconds: list[float]
+) -> dict[str, float]:
+    """Compare extracting once with running the backbone in every step, at the same rate."""
+    training = float(np.mean(seconds))
+    every_step = args.steps * args.batch_size / extracted.images_per_second
+    return {
+        "images_per_second": round(extracted.images_per_second, 2),
+        "extraction_s": round(extracted.seconds, 1),
+        "training_s": round(training, 1),
+        "backbone_in_every_step_s": round(every_step + training, 1),
+        "times_faster": round((every_step + training) / (extracted.seconds + training), 2),
     }
 
 
@@ -108,14 +127,17 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = args.store or Path(folder) / "features.zarr"
-        args.features = {"file": features(args, store, args.weights)}
+        extracted = features(args, store, args.weights)
+        args.features = {"file": extracted.feature_set}
         if any(arm.endswith("+random") for arm in args.arms):
-            args.features["random"] = features(args, store, "random")
+            args.features["random"] = features(args, store, "random").feature_set
         found = measure(args, store)
-    names = args.metrics or [next(iter(found[args.arms[0]]))]
+    names = args.metrics or [list(found[args.arms[0]])[1]]  # the first metric after the seconds
     first, *others = args.arms
     result: dict[str, object] = {"task": args.task, "data": args.data, "tap": args.tap}
     result |= {"steps": args.steps, "batch_size": args.batch_size, "seeds": args.seeds}
+    if extracted.new_rows and len(args.arms) == 1:
+        result["cost"] = cost(args, extracted, found[first]["seconds"])
     for name in names:
         for arm in args.arms:
             values = np.array(found[arm][name])

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.common import json_option, print_json
-from cli.params import KeyValue, Size
+from cli.params import Counts, KeyValue, Size
 from cli.tables import facts, size, table
 
 
@@ -21,7 +21,11 @@ from cli.tables import facts, size, table
     "--grid", type=Size(), default="16x16", show_default=True, help="Rows and columns of the tap."
 )
 @click.option(
-    "--outputs", type=click.IntRange(1), default=1, show_default=True, help="Output channels."
+    "--outputs",
+    type=Counts(),
+    default="1",
+    show_default=True,
+    help="Output channels; 1,2 are two heads side by side, as detection has.",
 )
 @click.option(
     "--dtype",
@@ -38,7 +42,7 @@ def describe(
     head: str,
     width: int,
     grid: tuple[int, int],
-    outputs: int,
+    outputs: tuple[int, ...],
     dtype: str,
     settings: Sequence[tuple[str, str]],
     as_json: bool,
@@ -48,6 +52,7 @@ def describe(
     \b
     Example:
         heads describe deap --width 768 --grid 16x16 --outputs 1
+        heads describe deap --width 768 --outputs 1,2
         heads describe deap --width 384 --set mask_form=paper --json
     """
     from heads.describe import describe_head

@@ -23,6 +23,20 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2] or match[1])
 
 
+class Counts(click.ParamType[tuple[int, ...]]):
+    """``N`` or ``N,N,...``, all positive."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Give the numbers."""
+        if isinstance(value, tuple):
+            return value
+        if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", str(value)) is None:
+            self.fail(f"{value!r} is no {self.name}, such as 1 or 1,2.", param, ctx)
+        return tuple(map(int, str(value).split(",")))
+
+
 class KeyValue(click.ParamType[tuple[str, str]]):
     """``KEY=VALUE``, the value still being text."""
 

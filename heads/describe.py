@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,7 @@ def describe_head(
     *,
     width: int,
     grid: tuple[int, int],
-    n_outputs: int = 1,
+    n_outputs: int | Sequence[int] = 1,
     dtype: str = "float16",
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def describe_head(
         name: Registered name, with or without its version.
         width: Channels of the tap.
         grid: Rows and columns of the tap.
-        n_outputs: Output channels.
+        n_outputs: Output channels; several numbers make as many heads, side by side.
         dtype: How the features are stored: it decides the bytes read an image.
         options: Options of the head; may be text.
 
@@ -85,6 +85,7 @@ def _count_flops(head: Head, tap: TapShape) -> tuple[int, int, tuple[int, ...]]:
     assert tap.grid is not None
     patch = torch.zeros(1, tap.grid[0] * tap.grid[1], tap.dim)
     tokens = TapTokens(patch=patch, grid=tap.grid)
+    head.eval()  # a norm over a batch of one has no spread
     with FlopCounterMode(display=False) as counter:
         output = head([tokens])
         forward_flops = int(counter.get_total_flops())

@@ -62,3 +62,9 @@ def test_sizes_and_dtypes_that_cannot_be_are_refused():
 def test_the_parts_sum_to_the_whole(name):
     found = describe_head(name, width=16, grid=(3, 4))
     assert sum(found["parameters_by_part"].values()) == found["parameters"]
+
+
+def test_several_numbers_of_outputs_are_heads_side_by_side():
+    found = describe_head("deap", width=768, grid=(16, 16), n_outputs=(1, 2))
+    assert found["parameters"] == 100 * 768 + 9794
+    assert found["output_shape"] == [3, 224, 224]
