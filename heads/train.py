@@ -224,7 +224,11 @@ class _Session:
     def open(self, run: Run) -> Training:
         """Set up an interrupted run as it was begun."""
         request = request_from_json(run.record["command"])
-        request = replace(request, feature_set=run.record["feature_sets"][0], backbone=None)
+        # What the task took from the data then: new images may bring new classes.
+        options = {**run.record["options"]["task"], **request.options}
+        request = replace(
+            request, feature_set=run.record["feature_sets"][0], backbone=None, options=options
+        )
         with _own_random_numbers(request.seed, self._device):
             setup = self._setup(request, run.path.parent, run.path)
             return Training(setup, run.path, {**run.record, "device": str(self._device)})

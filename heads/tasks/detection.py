@@ -19,7 +19,7 @@ from heads.metrics import Metric, Stats
 from heads.metrics.boxes import MAX_BOXES, box_stats, summarise_boxes
 from heads.tasks.base import TASKS, PreparedTargets, Task, TaskSettings
 from heads.tasks.colours import class_colours
-from heads.tasks.regions import Boxes, boxes_of, ids_in_frame, to_frame
+from heads.tasks.regions import VOID, Boxes, boxes_of, ids_in_frame, to_frame
 
 FRAME = 448
 """Side of the frame, in pixels, in which the paper measures areas and boxes."""
@@ -90,8 +90,8 @@ class DetectionTask(Task):
         """Draw a peak at the centre of each box, and its size around the centre.
 
         Returns:
-            ``centre`` (Ho, Wo) float16, -1 on padding, and ``size`` (2, Ho, Wo) float16, width
-            and height as shares of the frame, 0 where none is learned.
+            ``centre`` (Ho, Wo) float16, -1 where nothing is known, and ``size`` (2, Ho, Wo)
+            float16, width and height as shares of the frame, 0 where none is learned.
 
         Raises:
             InvalidInputError: The label has another size than the image.
@@ -112,10 +112,9 @@ class DetectionTask(Task):
             )  # or the next
             nearest = np.where(is_near, squared, nearest)
             size[:, is_near] = np.array([[x1 - x0], [y1 - y0]])
-        is_padding = (ids < 0) & ~_covered(placement, output_hw)
         return {
-            "centre": np.where(is_padding, -1, centre).astype(np.float16),
-            "size": np.where(is_padding, 0, size).astype(np.float16),
+            "centre": np.where(ids == VOID, VOID, centre).astype(np.float16),
+            "size": np.where(ids == VOID, 0, size).astype(np.float16),
         }
 
     def fit_to(self, targets: PreparedTargets) -> None:

@@ -225,6 +225,18 @@ def test_a_head_that_does_not_fit_the_task_is_refused(store):
         heads.train(store, task="depth", head="linear_pool", steps=2)
 
 
+def test_a_class_that_came_later_does_not_change_a_resumed_run(store, monkeypatch):
+    undisturbed = learn(store, "classification")
+    with pytest.raises(KeyboardInterrupt):
+        learn(store, "classification", progress=Stop())
+    found = Things.items
+    more = [Item(path="00031.npy", splits=("train",), label="dim")]
+    monkeypatch.setattr(Things, "items", lambda self: [*found(self), *more])
+    fake_extract(store, [Things(30)])
+    resumed = heads.train(store, resume="@last", device="cpu")
+    assert resumed.metrics == undisturbed.metrics
+
+
 def test_items_without_a_class_cannot_be_classified(tmp_path):
     path = tmp_path / "features.zarr"
     fake_extract(path, [FakeReader(20)])
