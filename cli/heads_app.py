@@ -8,6 +8,7 @@ import click
 
 from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
+from cli.export_command import export
 from cli.predict_command import predict
 from cli.run_commands import evaluate, ls, rm
 from cli.show_command import show
@@ -31,7 +32,7 @@ def heads() -> None:
     """
 
 
-for command in (train, evaluate, predict, table, show, ls, rm, describe):
+for command in (train, evaluate, predict, export, table, show, ls, rm, describe):
     heads.add_command(command)
 
 
