@@ -38,7 +38,7 @@ DOORS = {
     "distributed": ("featstore/dask_runner.py",),
     "PIL": ("featstore/images.py", "heads/pictures.py"),
     "h5py": ("featstore/datasets/hdf5.py",),
-    "matplotlib": ("heads/pictures.py",),
+    "matplotlib": ("heads/pictures.py", "heads/charts.py"),
     "sklearn": ("heads/metrics/clusters.py",),
     "onnxruntime": ("heads/export.py",),
     "pycocotools": ("heads/metrics/boxes.py", "featstore/datasets/coco_masks.py"),
