@@ -51,6 +51,8 @@ def figure_png(data: FigureData) -> bytes:
         A PNG file; equal data gives equal bytes.
     """
     names = list(dict.fromkeys(bar.name for panel in data.panels for bar in panel.bars))
+    # A head has one colour in all panels.
+    known = sorted({name for panel in data.panels for name in panel.series or ()})
     n_columns = min(len(data.panels), _PANELS_A_LINE)
     with _figure(data, n_columns, n_names=len(names)) as figure:
         _write_title(figure, data.title)
@@ -62,7 +64,7 @@ def figure_png(data: FigureData) -> bytes:
             if panel.series is None:
                 _draw_bars(axes, panel, names, is_named=number % n_columns == 0)
             else:
-                labels += _draw_plane(axes, panel, panel.series)
+                labels += _draw_plane(axes, panel, panel.series, known)
         for axes in places[len(data.panels) :]:
             axes.remove()
         _place(figure, labels, keeps_all=any("" not in (p.series or {}) for p in data.panels))
@@ -145,7 +147,9 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _draw_plane(axes: Axes, panel: Panel, series: Mapping[str, Sequence[Dot]]) -> list[Annotation]:
+def _draw_plane(
+    axes: Axes, panel: Panel, series: Mapping[str, Sequence[Dot]], known: Sequence[str]
+) -> list[Annotation]:
     """Draw series of dots, or dots with names; give the names, which may still overlap."""
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
@@ -153,7 +157,8 @@ def _draw_plane(axes: Axes, panel: Panel, series: Mapping[str, Sequence[Dot]]) -
     axes.set_axisbelow(True)
     axes.margins(x=0.18, y=0.12)
     labels = []
-    for number, (name, dots) in enumerate(series.items()):
+    for name, dots in series.items():
+        number = known.index(name)
         colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
         _draw_dots(axes, dots, colour, marker, is_joined=bool(name))
         if name:
