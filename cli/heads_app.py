@@ -8,6 +8,8 @@ import click
 
 from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
+from cli.export_command import export
+from cli.figure_command import figure
 from cli.predict_command import predict
 from cli.run_commands import evaluate, ls, rm
 from cli.show_command import show
@@ -31,7 +33,7 @@ def heads() -> None:
     """
 
 
-for command in (train, evaluate, predict, table, show, ls, rm, describe):
+for command in (train, evaluate, predict, export, table, figure, show, ls, rm, describe):
     heads.add_command(command)
 
 

@@ -40,6 +40,10 @@ class StorageError(FeatstoreError, OSError):
     """The disk refused a write or a read; everything committed before it stays good."""
 
 
+class ExportError(FeatstoreError):
+    """A head cannot be written for other programs; the run itself is as good as before."""
+
+
 class FormatError(FeatstoreError):
     """Stored bytes contradict FORMAT.md: damage, or a newer format version."""
 

@@ -1,7 +1,7 @@
 """heads: train tiny heads on stored activations, measure them, use them. No backbone is needed.
 
 Public names, loaded when they are first used: `train`, `train_many`, `evaluate`,
-`predict`, `load`.
+`predict`, `export`, `load`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heads.evaluate import evaluate
+    from heads.export import export
     from heads.model import load
     from heads.predict import predict
     from heads.train import train, train_many
 
 _HOMES = {
     "evaluate": "heads.evaluate",
+    "export": "heads.export",
     "load": "heads.model",
     "predict": "heads.predict",
     "train": "heads.train",
     "train_many": "heads.train",
 }
 
-__all__ = ["evaluate", "load", "predict", "train", "train_many"]
+__all__ = ["evaluate", "export", "load", "predict", "train", "train_many"]
 
 
 class _Package(ModuleType):

@@ -62,7 +62,7 @@ class Bicubic(QueryHead):
         (tokens,) = inputs
         patch_btd = tokens.filled(self.project.weight.dtype)
         side = self.side
-        map_bdyx = self.project(patch_btd).mT.reshape(len(patch_btd), -1, *tokens.grid)
+        map_bdyx = self.project(patch_btd).mT.reshape(patch_btd.shape[0], -1, *tokens.grid)
         resized = functional.interpolate(
             map_bdyx, size=(side, side), mode="bicubic", align_corners=True
         )

@@ -142,6 +142,7 @@ def masked_attention(
     ``softmax(query @ key + mask + bias) @ value`` without ever holding the scores of the whole
     batch: they are made image by image in buffers that stay in the processor's cache, and made
     again in the backward pass. The scores of a batch of 16 at 28 x 28 queries would be 100 MB.
+    While a graph is traced (`torch.export`) it is `plain_masked_attention`.
 
     Args:
         query_hqc: (heads, queries, channels), already scaled by 1 / sqrt(channels).
@@ -155,9 +156,28 @@ def masked_attention(
     """
     dtype = mask_hqt.dtype
     inputs = (query_hqc.to(dtype), key_bhct.to(dtype), value_bhvt.to(dtype), mask_hqt, bias_bt)
+    if torch.compiler.is_compiling():
+        return plain_masked_attention(*inputs)
     with torch.autocast(mask_hqt.device.type, enabled=False):
         attended: Tensor = _MaskedAttention.apply(*inputs)
     return attended
+
+
+def plain_masked_attention(
+    query_hqc: Tensor,
+    key_bhct: Tensor,
+    value_bhvt: Tensor,
+    mask_hqt: Tensor,
+    bias_bt: Tensor | None,
+) -> Tensor:
+    """Give what `masked_attention` gives, in operations that any graph format knows.
+
+    It holds the scores of the whole batch, and takes and returns the same shapes.
+    """
+    scores_bhqt = query_hqc @ key_bhct + mask_hqt
+    if bias_bt is not None:
+        scores_bhqt = scores_bhqt + bias_bt[:, None, None]
+    return value_bhvt @ scores_bhqt.softmax(dim=-1).mT
 
 
 class _MaskedAttention(torch.autograd.Function):
@@ -285,18 +305,22 @@ class Upscale(nn.Module):
 
     def forward(self, map_bnyx: Tensor) -> Tensor:
         """Give (batch, channels, factor * rows, factor * columns)."""
-        rows = bilinear_weights(map_bnyx.shape[2], self._factor).to(map_bnyx)
-        columns = bilinear_weights(map_bnyx.shape[3], self._factor).to(map_bnyx)
+        # A traced tensor must not stay in the cache.
+        make = bilinear_weights if torch.compiler.is_compiling() else _cached_weights
+        rows = make(map_bnyx.shape[2], self._factor).to(map_bnyx)
+        columns = make(map_bnyx.shape[3], self._factor).to(map_bnyx)
         return rows @ (map_bnyx @ columns.mT)
 
 
-@lru_cache(maxsize=32)
 def bilinear_weights(length: int, factor: int) -> Tensor:
     """Give the (factor * length, length) matrix float64 that enlarges one axis; rows sum to 1."""
     centres = (torch.arange(factor * length, dtype=torch.float64) + 0.5) / factor - 0.5
     centres = centres.clamp(0, length - 1)
     distance = (centres[:, None] - torch.arange(length)).abs()
     return (1 - distance).clamp(min=0)
+
+
+_cached_weights = lru_cache(maxsize=32)(bilinear_weights)
 
 
 def feed_forward(width: int, out_width: int) -> nn.Sequential:

@@ -74,13 +74,14 @@ class Conv(QueryHead):
         check_inputs(inputs, (self.width,))
         (tokens,) = inputs
         patch_btd = tokens.filled(self.project.weight.dtype)
-        map_bdyx = patch_btd.mT.reshape(len(patch_btd), -1, *tokens.grid)
+        batch = patch_btd.shape[0]
+        map_bdyx = patch_btd.mT.reshape(batch, -1, *tokens.grid)
         normed = self.norm(map_bdyx)
         if tokens.valid is not None:
-            normed = normed * tokens.valid.view(len(patch_btd), 1, *tokens.grid)
+            normed = normed * tokens.valid.view(batch, 1, *tokens.grid)
         mixed = self.mix(functional.relu(self.project(normed)))
         resized, positions = self._at_queries(mixed), self._at_queries(self.positions[None])
-        both = torch.cat([resized, positions.expand(len(resized), -1, -1, -1)], dim=1)
+        both = torch.cat([resized, positions.expand(batch, -1, -1, -1)], dim=1)
         return self.readout(self.norm_out(both).flatten(2).mT)
 
     def _at_queries(self, map_bdyx: Tensor) -> Tensor:

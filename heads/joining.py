@@ -57,6 +57,6 @@ def _resampled(tokens: TapTokens, grid: tuple[int, int], dtype: torch.dtype) -> 
 
 
 def _resize(patch_btd: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    map_bdyx = patch_btd.mT.reshape(len(patch_btd), -1, *grid)
+    map_bdyx = patch_btd.mT.reshape(patch_btd.shape[0], -1, *grid)
     resized = functional.interpolate(map_bdyx, size=to, mode="bilinear", align_corners=False)
     return resized.flatten(2).mT

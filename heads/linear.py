@@ -75,7 +75,7 @@ class Linear(Head):
         dtype = self.project.weight.dtype
         tokens = join([_with_cls(each) for each in inputs] if self.options.cls else inputs, dtype)
         values_btn = self.project(self._normalised(tokens, dtype))
-        map_bnyx = values_btn.mT.reshape(len(values_btn), -1, *tokens.grid)
+        map_bnyx = values_btn.mT.reshape(values_btn.shape[0], -1, *tokens.grid)
         return functional.interpolate(
             map_bnyx, size=self.output_hw, mode="bilinear", align_corners=False
         )

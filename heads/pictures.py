@@ -1,4 +1,4 @@
-"""Pictures of predictions: the one place that draws, with matplotlib and without a display."""
+"""Pictures of predictions, drawn with matplotlib and without a display; figures: `charts.py`."""
 
 from __future__ import annotations
 

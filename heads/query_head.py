@@ -74,7 +74,7 @@ class QueryHead(Head):
     def readout(self, tokens_bqd: Tensor) -> Tensor:
         """Give (batch, n_outputs, *output_hw) of the answers, (batch, queries, dim)."""
         side = self.side
-        map_bdyx = tokens_bqd.mT.reshape(len(tokens_bqd), -1, side, side)  # channels stay last
+        map_bdyx = tokens_bqd.mT.reshape(tokens_bqd.shape[0], -1, side, side)  # channels stay last
         output: Tensor = self.upscale(self.skip(map_bdyx)) + self.cnn(map_bdyx)
         return output
 

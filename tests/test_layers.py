@@ -38,8 +38,9 @@ DOORS = {
     "distributed": ("featstore/dask_runner.py",),
     "PIL": ("featstore/images.py", "heads/pictures.py"),
     "h5py": ("featstore/datasets/hdf5.py",),
-    "matplotlib": ("heads/pictures.py",),
+    "matplotlib": ("heads/pictures.py", "heads/charts.py"),
     "sklearn": ("heads/metrics/clusters.py",),
+    "onnxruntime": ("heads/export.py",),
     "pycocotools": ("heads/metrics/boxes.py", "featstore/datasets/coco_masks.py"),
 }
 # Names on the left are import names that differ from the distribution's name.
@@ -214,7 +215,7 @@ def test_no_file_holds_a_forbidden_word():
 def test_every_library_used_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = project["dependencies"] + extras["demo"] + extras["cluster"]
+    lines = project["dependencies"] + extras["demo"] + extras["cluster"] + extras["export"]
     declared = {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in lines} | {"distributed"}
     used = {name.partition(".")[0] for path in sources(*MAY_IMPORT) for name in imports(path)}
     third_party = used - set(sys.stdlib_module_names) - set(MAY_IMPORT)
@@ -224,7 +225,10 @@ def test_every_library_used_is_declared():
 
 @pytest.mark.parametrize(
     ("package", "names"),
-    [("featstore", ["open", "create", "extract"]), ("heads", ["train", "evaluate", "load"])],
+    [
+        ("featstore", ["open", "create", "extract"]),
+        ("heads", ["train", "evaluate", "export", "load"]),
+    ],
 )
 def test_public_functions_stay_functions(package, names):
     # A module of the same name would take the function's place once it has been imported.

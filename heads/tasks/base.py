@@ -48,6 +48,7 @@ class Task(ABC):
     is_lower_better: ClassVar[bool]
     is_measured_in_training: ClassVar[bool] = True  # whether its metric is quick enough for curves
     unit: ClassVar[str | None] = None  # of a map of numbers, which is drawn with a scale bar
+    meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
     n_outputs: int
     settings: TaskSettings
     criterion: nn.Module | None = None  # what the loss learns beside the head; not part of it

@@ -53,6 +53,7 @@ class BoundaryTask(Task):
 
     OPTIONS = BoundaryOptions
     label_kind = "instances"
+    meaning = "probability of a boundary"
     primary_metric = "f_ods"
     is_lower_better = False
 

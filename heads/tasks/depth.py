@@ -53,6 +53,7 @@ class DepthTask(Task):
     OPTIONS = DepthOptions
     label_kind = "depth"
     unit = "m"
+    meaning = "depth in metres"
     primary_metric = "rmse"
     is_lower_better = True
 

@@ -67,6 +67,7 @@ class DetectionTask(Task):
 
     OPTIONS = DetectionOptions
     label_kind = "instances"
+    meaning = "probability of a centre, width and height as shares of the frame"
     primary_metric = "ap@native"
     is_lower_better = False
 

@@ -41,6 +41,7 @@ class DistanceTask(Task):
     OPTIONS = DistanceOptions
     label_kind = "instances"
     unit = "of the instance's largest"
+    meaning = "distance to the border of the instance, from 0 to 1, its largest"
     primary_metric = "mse"
     is_lower_better = True
 

@@ -80,6 +80,7 @@ class InstanceTask(Task):
 
     OPTIONS = InstanceOptions
     label_kind = "instances"
+    meaning = "embedding of each pixel; those of one instance are alike"
     primary_metric = "ari_fg"
     is_lower_better = False
     is_measured_in_training = False  # k-means takes about a second an image

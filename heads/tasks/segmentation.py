@@ -56,6 +56,7 @@ class SegmentationTask(Task):
 
     OPTIONS = SegmentationOptions
     label_kind = "classes"
+    meaning = "log-probability of each class"
     primary_metric = "miou@native"
     is_lower_better = False
 
