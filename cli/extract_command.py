@@ -75,7 +75,21 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     default="squash",
     show_default=True,
     metavar="RULE",
-    help="How an image becomes the input: squash, letterbox, crop, pad or via:N.",
+    help="How an image becomes the input: squash, letterbox, crop, pad, or with a basis, such as "
+    "crop+via:224:nearest.",
+)
+@click.option(
+    "--basis",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Draw N x N pixels first, by --resize, and enlarge these to the input.",
+)
+@click.option(
+    "--upscale",
+    type=click.Choice(["nearest", "bilinear", "bicubic"]),
+    default=None,
+    help="How the basis is enlarged. [default: the backbone's own interpolation]",
 )
 @click.option(
     "--view",
@@ -138,6 +152,8 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
         featstore extract --backbone dinov2_b --data nyu:/data/nyu --dry-run
         featstore extract --backbone dinov2_b --data nyu:/data/nyu
         featstore extract --backbone efficientnet_lite0 --data rooms:n=250,seed=0 --json
+        featstore extract --backbone dinov2_b --data voc:/data/VOC2012 --image-size 518
+            --basis 224 --upscale nearest
         featstore extract --data features:/data/dinov2_features
     """
     arguments = _arguments(**options)
@@ -174,8 +190,10 @@ def _estimate(arguments: Mapping[str, Any], *, as_json: bool) -> None:
 
 def _arguments(**options: Any) -> dict[str, Any]:
     """Sort the options into the library's arguments and its `RunOptions`."""
-    from featstore.plan import RunOptions
+    from featstore.plan import RunOptions, compose_resize
 
+    basis, upscale = options.pop("basis"), options.pop("upscale")
+    options["resize"] = compose_resize(options["resize"], basis=basis, upscale=upscale)
     names = ("splits", "views", "device", "batch_size", "limit", "seed", "on_bad_image")
     run_options = {name: options.pop(name) for name in names}
     taps = [tap for text in options.pop("taps") for tap in text.split(",")]
