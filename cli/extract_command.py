@@ -20,6 +20,7 @@ from cli.common import (
     store_option,
 )
 from cli.params import Size
+from cli.presets_command import complete_preset
 from cli.progress import ProgressLine
 from cli.tables import count, duration, facts, size
 
@@ -42,6 +43,15 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     metavar="NAME",
     shell_complete=_complete_backbone,
     help="See `featstore backbones`; any timm name with its tag works too.",
+)
+@click.option(
+    "--for",
+    "for_preset",
+    default=None,
+    metavar="PRESET",
+    shell_complete=complete_preset,
+    help="Take what is not said (backbone, size, resize, taps, dtype) as an experiment of a paper "
+    "needs it, see `heads presets`.",
 )
 @click.option(
     "--data",
@@ -155,7 +165,13 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
         featstore extract --backbone dinov2_b --data voc:/data/VOC2012 --image-size 518
             --basis 224 --upscale nearest
         featstore extract --data features:/data/dinov2_features
+        featstore extract --for deap-voc --data voc:/data/VOC2012
     """
+    for_preset = options.pop("for_preset")
+    if for_preset is not None:
+        from cli.preset_features import fill_from_preset
+
+        options = fill_from_preset(for_preset, options)
     arguments = _arguments(**options)
     if dry_run:
         _estimate(arguments, as_json=as_json)

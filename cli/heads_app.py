@@ -9,6 +9,7 @@ import click
 from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
 from cli.predict_command import predict
+from cli.presets_command import presets
 from cli.run_commands import evaluate, ls, rm
 from cli.show_command import show
 from cli.table_command import table
@@ -31,7 +32,7 @@ def heads() -> None:
     """
 
 
-for command in (train, evaluate, predict, table, show, ls, rm, describe):
+for command in (train, evaluate, predict, table, show, ls, rm, describe, presets):
     heads.add_command(command)
 
 

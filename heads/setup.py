@@ -47,8 +47,10 @@ class Choices(TypedDict, total=False):
     epochs: int | None  # instead of steps
     batch_size: int | None  # default: the task's
     lr: float | None  # default: the head's, else the task's
+    weight_decay: float | None  # default: the task's
     seed: int  # of first weights, order and held-out groups, default 0
     data: str | None  # FORMAT:PATH of labels to join to stored rows by image
+    preset: str | None  # fills in what is not said, see heads.presets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +69,10 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    weight_decay: float | None = None
     seed: int = 0
     data: str | None = None
+    preset: str | None = None  # full name of the one that filled this in
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -327,7 +331,9 @@ def _recipe(request: Request, model: Model, selection: Selection, loop: LoopOpti
         steps=steps,
         batch_size=batch_size,
         lr=default_lr if request.lr is None else request.lr,
-        weight_decay=settings.weight_decay,
+        weight_decay=settings.weight_decay
+        if request.weight_decay is None
+        else request.weight_decay,
         seed=request.seed,
         loop=loop,
     )
