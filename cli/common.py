@@ -100,6 +100,15 @@ def chosen_store(store_path: Path, runs_path: Path | None) -> Path | None:
     return None if is_default and runs_path is not None else store_path
 
 
+def is_said(name: str) -> bool:
+    """Tell whether the running command was given a parameter, and does not use its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not None and source not in (
+        ParameterSource.DEFAULT,
+        ParameterSource.DEFAULT_MAP,
+    )
+
+
 def json_option(function: F) -> F:
     """Add ``--json``."""
     text = "Print one JSON object on stdout instead of text."

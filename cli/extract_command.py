@@ -20,6 +20,7 @@ from cli.common import (
     store_option,
 )
 from cli.params import Size
+from cli.presets_command import complete_preset
 from cli.progress import ProgressLine
 from cli.tables import count, duration, facts, size
 
@@ -42,6 +43,15 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     metavar="NAME",
     shell_complete=_complete_backbone,
     help="See `featstore backbones`; any timm name with its tag works too.",
+)
+@click.option(
+    "--for",
+    "for_preset",
+    default=None,
+    metavar="PRESET",
+    shell_complete=complete_preset,
+    help="Take what is not said (backbone, size, resize, taps, dtype) as an experiment of a paper "
+    "needs it, see `heads presets`.",
 )
 @click.option(
     "--data",
@@ -75,7 +85,21 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     default="squash",
     show_default=True,
     metavar="RULE",
-    help="How an image becomes the input: squash, letterbox, crop, pad or via:N.",
+    help="How an image becomes the input: squash, letterbox, crop, pad, or with a basis, such as "
+    "crop+via:224:nearest.",
+)
+@click.option(
+    "--basis",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Draw N x N pixels first, by --resize, and enlarge these to the input.",
+)
+@click.option(
+    "--upscale",
+    type=click.Choice(["nearest", "bilinear", "bicubic"]),
+    default=None,
+    help="How the basis is enlarged. [default: the backbone's own interpolation]",
 )
 @click.option(
     "--view",
@@ -138,8 +162,16 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
         featstore extract --backbone dinov2_b --data nyu:/data/nyu --dry-run
         featstore extract --backbone dinov2_b --data nyu:/data/nyu
         featstore extract --backbone efficientnet_lite0 --data rooms:n=250,seed=0 --json
+        featstore extract --backbone dinov2_b --data voc:/data/VOC2012 --image-size 518
+            --basis 224 --upscale nearest
         featstore extract --data features:/data/dinov2_features
+        featstore extract --for deap-voc --data voc:/data/VOC2012
     """
+    for_preset = options.pop("for_preset")
+    if for_preset is not None:
+        from cli.preset_features import fill_from_preset
+
+        options = fill_from_preset(for_preset, options)
     arguments = _arguments(**options)
     if dry_run:
         _estimate(arguments, as_json=as_json)
@@ -174,8 +206,10 @@ def _estimate(arguments: Mapping[str, Any], *, as_json: bool) -> None:
 
 def _arguments(**options: Any) -> dict[str, Any]:
     """Sort the options into the library's arguments and its `RunOptions`."""
-    from featstore.plan import RunOptions
+    from featstore.plan import RunOptions, compose_resize
 
+    basis, upscale = options.pop("basis"), options.pop("upscale")
+    options["resize"] = compose_resize(options["resize"], basis=basis, upscale=upscale)
     names = ("splits", "views", "device", "batch_size", "limit", "seed", "on_bad_image")
     run_options = {name: options.pop(name) for name in names}
     taps = [tap for text in options.pop("taps") for tap in text.split(",")]

@@ -13,7 +13,7 @@ from featstore.backbones import load_from_identity
 from featstore.codecs import decode, encode
 from featstore.geometry import place
 from featstore.images import draw
-from featstore.plan import ExtractPlan
+from featstore.plan import ExtractPlan, parse_resize
 from featstore.types import Placement
 
 if TYPE_CHECKING:
@@ -68,13 +68,14 @@ def _drawn(image: np.ndarray, plan: ExtractPlan) -> tuple[np.ndarray, Placement]
         resize=plan.resize,
         view="plain",
     )
-    kind, _, number = plan.resize.partition(":")
+    rule = parse_resize(plan.resize)
     red, green, blue = (round(255 * channel) for channel in plan.mean)
     pixels = draw(
         image,
         placement,
         interpolation=plan.interpolation,
         fill_rgb=(red, green, blue),
-        via=int(number) if kind == "via" else None,
+        via=rule.via,
+        upscale=rule.upscale,
     )
     return pixels, placement

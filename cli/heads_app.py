@@ -11,6 +11,7 @@ from cli.describe_command import describe
 from cli.export_command import export
 from cli.figure_command import figure
 from cli.predict_command import predict
+from cli.presets_command import presets
 from cli.run_commands import evaluate, ls, rm
 from cli.show_command import show
 from cli.table_command import table
@@ -33,7 +34,20 @@ def heads() -> None:
     """
 
 
-for command in (train, evaluate, predict, export, table, figure, show, ls, rm, describe):
+COMMANDS = (
+    train,
+    evaluate,
+    predict,
+    export,
+    table,
+    figure,
+    show,
+    ls,
+    rm,
+    describe,
+    presets,
+)
+for command in COMMANDS:
     heads.add_command(command)
 
 

@@ -13,6 +13,7 @@ from cli.common import (
     LEFT_OUT,
     MAX_LISTED,
     device_option,
+    is_said,
     json_option,
     leave,
     print_json,
@@ -22,6 +23,7 @@ from cli.common import (
     store_option,
 )
 from cli.params import KeyValue, KeyValues
+from cli.presets_command import complete_preset
 from cli.progress import ProgressLine
 from cli.tables import count, duration, facts, interval, metrics, table
 
@@ -33,6 +35,13 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
 
 
 @click.command()
+@click.option(
+    "--preset",
+    default=None,
+    metavar="NAME",
+    shell_complete=complete_preset,
+    help="Repeat an experiment of a paper, see `heads presets`; options that are given win.",
+)
 @click.option("--task", default=None, metavar="TASK", help="What to learn, such as depth.")
 @click.option("--head", default="deap", show_default=True, metavar="HEAD", help="Which head.")
 @click.option(
@@ -74,6 +83,12 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
     type=click.FloatRange(0, min_open=True),
     default=None,
     help="Learning rate; by default the head's own, else the task's.",
+)
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(0),
+    default=None,
+    help="Of AdamW; by default the task's.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @device_option
@@ -120,11 +135,17 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
         heads train --task depth --tap block:8 --steps 600 --batch-size 16 --seed 1
         heads train --task depth --head deap --set mask_form=paper --json
         heads train --task depth --sweep lr=1e-3,3e-4 --sweep mask_form=code,paper
+        heads train --preset deap-voc
+        heads train --preset deap-nyu@paper --lr 5e-4 --seed 1
         heads train --resume @last
     """
     sweep = options.pop("sweep")
-    options["options"] = dict(options.pop("settings"))
-    place = {"runs": runs_path, "device": options.pop("device"), "cache": options.pop("cache")}
+    settings = options.pop("settings")
+    # What was not said is left to the preset, else to the library, whose defaults the help shows.
+    options = {name: value for name, value in options.items() if is_said(name)}
+    options["options"] = dict(settings)
+    place: dict[str, Any] = {"runs": runs_path}
+    place |= {name: options.pop(name) for name in ("device", "cache") if name in options}
     if sweep:
         _sweep(store_path, sweep, options, place, as_json=as_json)
         return
@@ -154,7 +175,7 @@ def _sweep(
     from heads.sweep import expand_sweep
     from heads.train import train_many
 
-    if options.pop("resume") is not None:
+    if options.pop("resume", None) is not None:
         raise click.UsageError("--resume goes on with one run; leave out --sweep.")
     configs = expand_sweep(options, sweep)
     with resumable(RESUME), ProgressLine() as progress:

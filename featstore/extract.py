@@ -51,7 +51,8 @@ def extract(
         data: Data sets as ``[NAME=]FORMAT:PATH``, or open readers.
         taps: Taps; None stores four blocks and the final norm, or all stages.
         image_size: Height and width of the backbone's input in pixels; None: about 224.
-        resize: "squash", "letterbox", "crop", "pad" or "via:N".
+        resize: "squash", "letterbox", "crop", "pad" or with a basis, such as
+            "crop+via:224:nearest" (see FORMAT.md).
         dtype: "float16", "float32" or "bfloat16".
         weights: A weights file, or "random[:SEED]"; None: the published ones.
         options: What decides speed and coverage, not numbers.
@@ -214,7 +215,7 @@ def feature_set_name(backbone: str, plan: ExtractPlan) -> str:
     elif plan.tag == "file":
         parts.append("file")
     if plan.resize != "squash":
-        parts.append(plan.resize.replace(":", ""))
+        parts.append(plan.resize.replace("via:", "via").replace(":", "-"))
     if plan.dtype != "float16":
         parts.append(plan.dtype)
     return "+".join(parts)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from featstore.errors import BadImageError, invalid
-from featstore.plan import check_resize
+from featstore.plan import parse_resize
 from featstore.types import Box, Placement
 
 VIEWS = ("plain", "hflip")
@@ -29,33 +29,34 @@ def place(
 ) -> Placement:
     """Decide which region of a source image fills which region of the input.
 
-    ``squash`` and ``via:N`` stretch the region over the whole input; ``letterbox`` keeps the
-    aspect and pads; ``crop`` keeps the aspect and drops what hangs over at two sides, the same on
-    both; ``pad`` keeps the scale and pads around the centre (512 in 518 leaves 3 on each side),
-    and shrinks what is larger than the input as ``letterbox`` does, so that nothing is lost.
+    ``squash`` stretches the region over the whole input; ``letterbox`` keeps the aspect and pads;
+    ``crop`` keeps the aspect and drops what hangs over at two sides, the same on both; ``pad``
+    keeps the scale and pads around the centre (512 in 518 leaves 3 on each side), and shrinks
+    what is larger than the input as ``letterbox`` does, so that nothing is lost. A basis
+    (``crop+via:224``) changes no place, only the pixels that `images.draw` gives.
 
     Args:
         source_hw: Height and width of the source, after EXIF orientation.
         crop: Region to use; what hangs over the image's border is cut off. None: all.
         input_hw: Height and width of the backbone's input.
-        resize: One of the rules above.
+        resize: One of the rules above; ``via:N`` alone is a squash.
         view: "plain" or "hflip".
 
     Raises:
         InvalidInputError: The rule or view is unknown, or a size is not positive.
         BadImageError: `crop` lies outside of the image.
     """
-    check_resize(resize)
+    kind = parse_resize(resize).kind
     if view not in VIEWS:
         raise invalid("view", view, f"one of {', '.join(VIEWS)}")
     if min(*source_hw, *input_hw) < 1:
         raise invalid("source_hw, input_hw", (source_hw, input_hw), "positive sizes")
     box = clip_box(crop, source_hw)
     dst = (0, 0, input_hw[1], input_hw[0])
-    if resize == "crop":
+    if kind == "crop":
         box = _covering_box(box, input_hw)
-    elif resize in ("letterbox", "pad"):
-        dst = _fitting_dst(box, input_hw, max_scale=math.inf if resize == "letterbox" else 1.0)
+    elif kind in ("letterbox", "pad"):
+        dst = _fitting_dst(box, input_hw, max_scale=math.inf if kind == "letterbox" else 1.0)
     return Placement(
         source_hw=source_hw, input_hw=input_hw, box=box, dst=dst, is_flipped=view == "hflip"
     )

@@ -215,15 +215,19 @@ def draw(
     interpolation: str,
     fill_rgb: tuple[int, int, int],
     via: int | None = None,
+    upscale: str | None = None,
 ) -> np.ndarray:
     """Draw an image into the backbone's input, smoothing where it shrinks.
+
+    With a basis `via` it is drawn on a square of that side first, placed there as in the input.
 
     Args:
         pixels_hwc: (source_h, source_w, 3) uint8.
         placement: Which region goes where.
         interpolation: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos".
         fill_rgb: Colour of the padding.
-        via: Side in pixels of a square that the region is resized to first.
+        via: Side in pixels of the basis; None: in one step.
+        upscale: Filter from the basis to the input; None: `interpolation`.
 
     Returns:
         (input_h, input_w, 3) uint8.
@@ -232,16 +236,20 @@ def draw(
         InvalidInputError: The interpolation is unknown, or `pixels_hwc` is not of the
             placement's size.
     """
-    if interpolation not in _FILTERS:
-        raise invalid("interpolation", interpolation, f"one of {', '.join(_FILTERS)}")
+    last_filter = interpolation if via is None or upscale is None else upscale
+    for name in (interpolation, last_filter):
+        if name not in _FILTERS:
+            raise invalid("interpolation", name, f"one of {', '.join(_FILTERS)}")
     if pixels_hwc.shape[:2] != placement.source_hw:
         raise invalid("pixels_hwc", pixels_hwc.shape, f"of size {placement.source_hw}")
     image = Image.fromarray(np.ascontiguousarray(pixels_hwc))
     x0, y0, x1, y1 = placement.dst
     box: tuple[float, float, float, float] | None = placement.box
     if via is not None:
-        image, box = image.resize((via, via), _FILTERS[interpolation], box=box), None
-    drawn = np.asarray(image.resize((x1 - x0, y1 - y0), _FILTERS[interpolation], box=box))
+        input_h, input_w = placement.input_hw
+        basis = (round(via * (x1 - x0) / input_w) or 1, round(via * (y1 - y0) / input_h) or 1)
+        image, box = image.resize(basis, _FILTERS[interpolation], box=box), None
+    drawn = np.asarray(image.resize((x1 - x0, y1 - y0), _FILTERS[last_filter], box=box))
     canvas = np.empty((*placement.input_hw, 3), dtype=np.uint8)
     canvas[:] = np.asarray(fill_rgb, dtype=np.uint8)
     canvas[y0:y1, x0:x1] = drawn[:, ::-1] if placement.is_flipped else drawn

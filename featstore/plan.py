@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from featstore.errors import invalid
@@ -11,7 +12,13 @@ from featstore.hashing import short_key
 
 FORMAT_VERSION = 1
 DTYPES = ("float16", "float32", "bfloat16")
-RESIZES = ("squash", "letterbox", "crop", "pad")  # and "via:N"
+RESIZES = ("squash", "letterbox", "crop", "pad")
+UPSCALES = ("nearest", "bilinear", "bicubic")
+_RULE = re.compile(
+    rf"(?P<kind>{'|'.join(RESIZES)})"
+    r"|(?:(?P<framing>squash|letterbox|crop)\+)?via:(?P<via>[1-9][0-9]*)"
+    rf"(?::(?P<upscale>{'|'.join(UPSCALES)}))?"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +34,7 @@ class ExtractPlan:
     tag: str  # timm's pretrained tag, "file" or "random:SEED"
     weights_sha256: str  # of the whole loaded state dict, before any block is dropped
     image_size: tuple[int, int]  # height, width of the backbone's input in pixels
-    resize: str  # "squash", "letterbox", "crop", "pad" or "via:N"
+    resize: str  # "squash", "letterbox", "crop", "pad" or with a basis, see `parse_resize`
     interpolation: str  # of images: "bicubic", "bilinear", ...
     mean: tuple[float, ...]  # of RGB in [0, 1]
     std: tuple[float, ...]
@@ -39,7 +46,11 @@ class ExtractPlan:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise invalid("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        check_resize(self.resize)
+        # Two ways to write one rule must not give two keys.
+        rule = parse_resize(self.resize)
+        if rule.upscale == self.interpolation:
+            rule = replace(rule, upscale=None)
+        object.__setattr__(self, "resize", str(rule))
         if min(self.image_size) < 1:
             raise invalid("image_size", self.image_size, "positive numbers of pixels")
 
@@ -72,16 +83,80 @@ class ExtractPlan:
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resize:
+    """How an image becomes the input: `parse_resize` reads it, ``str`` writes it.
+
+    With a basis, `via` pixels a side, the region is first drawn on a square of that size by the
+    plan's interpolation, and this is then resized to the input by `upscale` (None: the plan's
+    interpolation).
+    """
+
+    kind: str  # one of RESIZES
+    via: int | None = None  # None: in one step
+    upscale: str | None = None  # one of UPSCALES
+
+    def __str__(self) -> str:
+        if self.via is None:
+            return self.kind
+        framing = "" if self.kind == "squash" else f"{self.kind}+"
+        return f"{framing}via:{self.via}" + (f":{self.upscale}" if self.upscale else "")
+
+
+def parse_resize(resize: str) -> Resize:
+    """Read a resize rule: a kind, or ``[squash+|crop+|letterbox+]via:N[:FILTER]``.
+
+    Raises:
+        InvalidInputError: It is no such rule.
+    """
+    match = _RULE.fullmatch(resize)
+    if match is None:
+        raise invalid(
+            "resize",
+            resize,
+            f"{', '.join(RESIZES)} or [squash+|crop+|letterbox+]via:N[:{'|'.join(UPSCALES)}] "
+            "(N pixels)",
+        )
+    if match["kind"]:
+        return Resize(kind=match["kind"])
+    return Resize(
+        kind=match["framing"] or "squash", via=int(match["via"]), upscale=match["upscale"]
+    )
+
+
 def check_resize(resize: str) -> None:
     """Check a resize rule.
 
     Raises:
-        InvalidInputError: It is none of squash, letterbox, crop, pad, via:N.
+        InvalidInputError: It is none that `parse_resize` reads.
     """
-    kind, _, number = resize.partition(":")
-    if resize in RESIZES or (kind == "via" and number.isdigit() and int(number) > 0):
-        return
-    raise invalid("resize", resize, "squash, letterbox, crop, pad or via:N (N pixels)")
+    parse_resize(resize)
+
+
+def compose_resize(resize: str, *, basis: int | None, upscale: str | None) -> str:
+    """Add a basis, and the filter that enlarges it, to a rule.
+
+    Args:
+        resize: A rule; with `basis` one that has none itself.
+        basis: Pixels a side; None leaves the rule as it is.
+        upscale: One of `UPSCALES`; None: the plan's interpolation.
+
+    Raises:
+        InvalidInputError: The rule takes no basis or has one, or there is a filter without basis.
+    """
+    rule = parse_resize(resize)
+    if basis is None:
+        if upscale is not None:
+            raise invalid("upscale", upscale, "given with a basis", hint="Try --basis 224.")
+        return resize
+    if rule.via is not None or rule.kind == "pad":
+        hint = "Give the basis once."
+        raise invalid(
+            "resize", resize, "squash, crop or letterbox where a basis is given", hint=hint
+        )
+    composed = str(Resize(kind=rule.kind, via=basis, upscale=upscale))
+    check_resize(composed)
+    return composed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from featstore.errors import BadImageError, FeatstoreError, InvalidInputError
 from featstore.hashing import image_key, pixel_hash
 from featstore.images import decode, draw
 from featstore.items import read_dataset
-from featstore.plan import ExtractPlan
+from featstore.plan import ExtractPlan, parse_resize
 from featstore.shard_job import Loaded, TapBlock
 from featstore.store import StoreFolder, placement_from_row
 from featstore.types import Item, Reader
@@ -70,8 +70,7 @@ class BackboneSource:
         self._readers = readers
         self._backbone = backbone
         self._plan = plan
-        kind, _, number = plan.resize.partition(":")
-        self._via = int(number) if kind == "via" else None
+        self._rule = parse_resize(plan.resize)
         # Padding has the mean colour, so that it is near zero after normalisation.
         red, green, blue = (round(255 * channel) for channel in plan.mean)
         self._fill = (red, green, blue)
@@ -87,7 +86,8 @@ class BackboneSource:
             placement_from_row(line),
             interpolation=self._plan.interpolation,
             fill_rgb=self._fill,
-            via=self._via,
+            via=self._rule.via,
+            upscale=self._rule.upscale,
         )
         return Loaded(value=drawn, pixel_hash=pixel_hash(pixels))
 

@@ -70,6 +70,8 @@ class Recipe:
                 raise invalid(name, getattr(self, name), "at least 1")
         if not (0 < self.lr < math.inf):
             raise invalid("lr", self.lr, "a positive number", hint="Try 1e-3.")
+        if not (0 <= self.weight_decay < math.inf):
+            raise invalid("weight_decay", self.weight_decay, "0 or more", hint="Try 0.01.")
 
     @property
     def check_every(self) -> int:

@@ -73,7 +73,7 @@ class LinearPool(Head):
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
         """Give (batch, n_outputs, 1, 1)."""
         check_inputs(inputs, self._widths)
-        if self.training and len(inputs[0].patch) < 2:
+        if self.training and inputs[0].patch.shape[0] < 2:
             raise invalid("batch size", 1, "at least 2 for the head linear_pool, which normalises")
         parts: list[Tensor] = []
         for tokens in inputs:

@@ -204,11 +204,13 @@ def provenance(record: Record) -> str:
 def command_line(record: Record) -> str:
     """Write the command that trains such a run; what equals a default is left out."""
     asked = record["command"]
+    # A preset's values take the place of the defaults, so that all of them are written.
+    defaults = _DEFAULT_COMMAND if asked.get("preset") is None else {}
     words = ["heads", "train"]
     # What a reader looks for first; a record's own order is that of the alphabet.
     for name in sorted(asked, key=lambda each: (each != "task", each != "head", each)):
         value = asked[name]
-        if name in ("taps", "options") or value is None or value == _DEFAULT_COMMAND.get(name):
+        if name in ("taps", "options") or value is None or value == defaults.get(name):
             continue
         if name == "seed" and value == 0:
             continue

@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from featstore.errors import InvalidInputError, invalid, not_found
-from featstore.items import read_dataset
-from featstore.taps import parse_tap, resolve_taps
+from featstore.errors import InvalidInputError, invalid
 from featstore.types import ProgressCallback, TapShape
 from featstore.version import __version__
 from heads.base import HEADS, Head, shift_output_biases
@@ -25,6 +23,7 @@ from heads.model import Model, norm_tensors, shape_to_json
 from heads.options import split_options
 from heads.runs import PAIRS
 from heads.selection import TEST, TRAIN, VAL, Selection, labelled_pairs, pairs_from_table, select
+from heads.tap_choice import choose_taps
 from heads.targets import TargetJob, Targets, prepare_targets
 from heads.tasks import TASKS
 
@@ -47,8 +46,10 @@ class Choices(TypedDict, total=False):
     epochs: int | None  # instead of steps
     batch_size: int | None  # default: the task's
     lr: float | None  # default: the head's, else the task's
+    weight_decay: float | None  # default: the task's
     seed: int  # of first weights, order and held-out groups, default 0
     data: str | None  # FORMAT:PATH of labels to join to stored rows by image
+    preset: str | None  # fills in what is not said, see heads.presets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +68,10 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    weight_decay: float | None = None
     seed: int = 0
     data: str | None = None
+    preset: str | None = None  # full name of the one that filled this in
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -199,54 +202,6 @@ def _options(head: str, task: str, given: Mapping[str, Any]) -> dict[str, dict[s
     return {owner: asdict(owners[owner](**chosen[owner])) for owner in owners}
 
 
-def choose_taps(
-    store: Store, features: FeatureSet, head: type[Head], wanted: Sequence[str]
-) -> tuple[TapShape, ...]:
-    """Choose the taps that a head reads: those named, else the head's own choice.
-
-    Raises:
-        NotFoundError: A tap is not stored; the message says how to add it.
-        InvalidInputError: It is no tap, or pooled.
-    """
-    stored = features.taps
-    if not wanted:
-        dense = {tap: shape for tap, shape in stored.items() if shape.grid is not None}
-        input_hw = None if features.plan is None else features.plan.image_size
-        return tuple(stored[tap] for tap in head.default_taps(dense, input_hw=input_hw))
-    names = [_resolved(text, features) for text in wanted]
-    for name in names:
-        if name not in stored:
-            hint = (
-                ""
-                if features.is_foreign
-                else f"Add it: `{_extract_command(store, features, name)}`."
-            )
-            raise not_found("tap", name, stored, hint=hint)
-        if stored[name].grid is None:
-            raise invalid(
-                "tap", name, "a dense tap; this one is pooled", hint="Leave out the pool."
-            )
-    return tuple(stored[name] for name in dict.fromkeys(names))
-
-
-def _resolved(text: str, features: FeatureSet) -> str:
-    """Write a tap as it is stored: positive, where the depth of the backbone is known."""
-    about = features.backbone
-    if "depth" in about and "unit" in about:
-        n_prefix = int(about.get("n_prefix", 0))
-        return resolve_taps(
-            [text], unit=about["unit"], depth=int(about["depth"]), n_prefix=n_prefix
-        )[0]
-    return str(parse_tap(text))
-
-
-def _extract_command(store: Store, features: FeatureSet, tap: str) -> str:
-    specs = [read_dataset(store.folder, name)["spec"] for name in store.datasets()]
-    data = " ".join(f"--data {spec}" for spec in specs)
-    name = features.backbone.get("name", "NAME")
-    return f"featstore extract --store {store.path} --backbone {name} {data} --taps {tap}"
-
-
 def _apply_norm(
     model: Model, features: FeatureSet, tap_norm: str, device: torch.device
 ) -> list[str]:
@@ -338,7 +293,9 @@ def _recipe(request: Request, model: Model, selection: Selection, loop: LoopOpti
         steps=steps,
         batch_size=batch_size,
         lr=default_lr if request.lr is None else request.lr,
-        weight_decay=settings.weight_decay,
+        weight_decay=settings.weight_decay
+        if request.weight_decay is None
+        else request.weight_decay,
         seed=request.seed,
         loop=loop,
     )

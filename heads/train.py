@@ -18,12 +18,15 @@ from featstore.types import Progress, ProgressCallback, ignore_progress
 from heads import runs as folders
 from heads.drive import drive
 from heads.model import choose_device
+from heads.presets import find_preset
+from heads.presets.use import data_formats, fill, with_preset
 from heads.report import RunReport
 from heads.runs import Run
 from heads.setup import Choices, Request, Setup, make_setup, request_from_json
 from heads.supply import Pass, check_protocol, pass_key
 from heads.training import Training
 
+_NAMED = {"task", "taps", "options"}  # arguments of `train` beside `Choices`
 CHECKPOINT_S = 30.0  # at most that much work is lost by a kill
 
 
@@ -61,9 +64,12 @@ def train(
 ) -> RunReport:
     """Train a head on stored features, keep its best weights and measure them.
 
+    With `preset`, an experiment of a paper is repeated: what is not said here is as it was there;
+    what differs, in the data too, is told and recorded.
+
     Args:
         store: The store.
-        task: What to learn, such as "depth"; not needed with `resume`.
+        task: What to learn, such as "depth"; not needed with `resume` or `preset`.
         resume: An interrupted run that goes on as it was begun: its id, the start of one,
             "@last", or its folder. It ends with the numbers of an undisturbed run.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -90,7 +96,8 @@ def train(
         _refuse_changes({"task": task, "taps": taps, "options": options, **chosen})
         training = session.open(_resumable(session.store, resume, runs))
     else:
-        training = session.new(_request(task, taps, options, chosen))
+        given = {"task": task, "taps": taps, "options": options, **chosen}
+        training = session.new(_request(session.store, given))
     (report,) = session.run([training])
     if report is None:
         assert training.error is not None
@@ -131,30 +138,30 @@ def train_many(
     session = _Session(store, runs, device, cache, progress)
     requests = []
     for config in configs:
-        chosen = dict(config)
-        task, taps, options = (chosen.pop(name, None) for name in ("task", "taps", "options"))
-        unknown = sorted(chosen.keys() - Choices.__annotations__.keys())
+        unknown = sorted(config.keys() - Choices.__annotations__.keys() - _NAMED)
         if unknown:
             raise InvalidInputError(
                 f"A configuration has {', '.join(unknown)}. It takes task, taps, options and "
                 f"{', '.join(Choices.__annotations__)}."
             )
-        requests.append(_request(task, taps, options, chosen))
+        requests.append(_request(session.store, config))
     trainings = [session.new(request) for request in requests]
     reports = session.run(trainings)
     errors = [None if each.error is None else str(each.error) for each in trainings]
     return SweepReport(runs=tuple(reports), errors=tuple(errors), n_passes=len(_by_pass(trainings)))
 
 
-def _request(
-    task: str | None,
-    taps: Sequence[str] | None,
-    options: Mapping[str, Any] | None,
-    chosen: Mapping[str, Any],
-) -> Request:
-    if task is None:
-        raise InvalidInputError("Nothing says what to learn. Name a task, such as --task depth.")
-    return Request(task=task, taps=tuple(taps or ()), options=dict(options or {}), **chosen)
+def _request(store: Store, given: Mapping[str, Any]) -> Request:
+    """Make a request of what was said, None being nothing; a preset fills in the rest."""
+    said = {name: value for name, value in given.items() if value is not None}
+    if "preset" in said:
+        said = fill(find_preset(said["preset"]), said, data_formats(store, said.get("data")))
+    if "task" not in said:
+        raise InvalidInputError(
+            "Nothing says what to learn. Name a task, such as --task depth, or a --preset."
+        )
+    taps, options = tuple(said.pop("taps", ())), dict(said.pop("options", {}))
+    return Request(taps=taps, options=options, **said)
 
 
 def _refuse_changes(given: Mapping[str, Any]) -> None:
@@ -245,7 +252,7 @@ class _Session:
             resumed_path=resumed_path,
         )
         check_protocol(setup)
-        return setup
+        return with_preset(setup, request)
 
     def run(self, trainings: Sequence[Training]) -> list[RunReport | None]:
         """Train, pass by pass, and measure; None where a training failed."""

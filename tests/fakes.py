@@ -92,6 +92,35 @@ class FakeReader:
         return Label(kind=kind, encoding="npy", data=npy(self.depth(item.path)), source="exact")
 
 
+class Things(FakeReader):
+    """Depth cut into steps: each step is a class, and those that are near are things."""
+
+    def items(self) -> list[Item]:
+        kinds = ("depth", "classes", "instances")
+        return [
+            Item(
+                path=i.path,
+                splits=i.splits,
+                group=i.group,
+                label_kinds=kinds,
+                label=("dark", "light")[int(self.depth(i.path).mean() > 3)],
+            )
+            for i in super().items()
+        ]
+
+    def class_names(self) -> tuple[str, ...]:
+        return ("near", "middle", "far", "farthest")
+
+    def read_label(self, item: Item, kind: str) -> Label:
+        if kind == "depth":
+            return super().read_label(item, kind)
+        steps = np.clip(self.depth(item.path) - 1, 0, 3).astype(np.int32)
+        if kind == "instances":
+            steps = np.where(steps == 3, 0, steps + 1)
+            steps[:12, :18] = 9  # a thing in each image
+        return Label(kind=kind, encoding="npy", data=npy(steps), source="exact")
+
+
 def fake_plan(**changes: Any) -> ExtractPlan:
     """Give a plan like a real one."""
     values: dict[str, Any] = {

@@ -41,17 +41,32 @@ def open_dataset(text: str) -> Reader:
         InvalidInputError: `text` does not parse, or what it leads to is missing or empty.
         NotFoundError: The format or an option is unknown; the message offers the nearest.
     """
-    match = _SPEC.fullmatch(text)
-    if match is None:
-        known = ", ".join(sorted({name.rpartition(".v")[0] for name in READERS}))
-        raise invalid("data", text, "[NAME=]FORMAT:PATH", hint=f"Formats: {known}.")
-    name, reader, argument = match.groups()
-    full_name = READERS.full_name(reader)
+    name, full_name, argument = _parse_spec(text)
     if name is None:
         name = default_name(full_name.rpartition(".v")[0], argument)
     elif not _NAME.fullmatch(name):
         raise invalid("name", name, "letters, digits, '.', '_' and '-', a letter or digit first")
     return READERS[full_name](argument, name=name)
+
+
+def format_of(text: str) -> str:
+    """Give the format that ``[NAME=]FORMAT:ARGUMENT`` names, without its version.
+
+    Raises:
+        InvalidInputError: `text` does not parse.
+        NotFoundError: The format is unknown.
+    """
+    return _parse_spec(text)[1].rpartition(".v")[0]
+
+
+def _parse_spec(text: str) -> tuple[str | None, str, str]:
+    """Give the name, if there is one, the format with its version, and the argument."""
+    match = _SPEC.fullmatch(text)
+    if match is None:
+        known = ", ".join(sorted({name.rpartition(".v")[0] for name in READERS}))
+        raise invalid("data", text, "[NAME=]FORMAT:PATH", hint=f"Formats: {known}.")
+    name, reader, argument = match.groups()
+    return name, READERS.full_name(reader), argument
 
 
 def default_name(reader: str, argument: str) -> str:

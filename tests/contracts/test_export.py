@@ -22,7 +22,7 @@ from heads.model import Model, NormTensors
 from heads.tasks import TASKS, build_task
 
 TAP = TapShape(tap="block:3", dim=16, grid=(3, 4), n_prefix=1)
-OPTIONS = {"segmentation.v1": {"classes": 3}}  # what a data set would tell
+OPTIONS = {"segmentation.v1": {"classes": 3}, "classification.v1": {"names": "a|b|c"}}
 MISSING = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
 
 

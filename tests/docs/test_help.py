@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"featstore": featstore, "heads": heads}
 COMMANDS = {
     "featstore": "extract info ls show backbones datasets sql verify reindex gc rm demo".split(),
-    "heads": "train evaluate predict export table figure show ls rm describe".split(),
+    "heads": "train evaluate predict export table figure show ls rm describe presets".split(),
 }
 PAIRS = [(program, name) for program, names in COMMANDS.items() for name in names]
 

@@ -16,7 +16,7 @@ from featstore.types import Placement
 
 SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
 SMALL = st.tuples(st.integers(1, 24), st.integers(1, 24))
-RULES = st.sampled_from(["squash", "letterbox", "crop", "pad", "via:64"])
+RULES = st.sampled_from(["squash", "letterbox", "crop", "pad", "via:64", "crop+via:64:nearest"])
 VIEWS = st.sampled_from(["plain", "hflip"])
 
 

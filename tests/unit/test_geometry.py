@@ -28,10 +28,35 @@ def test_a_crop_box_outside_of_the_image_is_refused():
         placed((10, 20), (8, 8), crop=(25, 0, 30, 5))
 
 
-@pytest.mark.parametrize("rule", ["stretch", "via:", "via:0", "via:x"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "stretch",
+        "via:",
+        "via:0",
+        "via:x",
+        "via:8:cubic",
+        "via:8:",
+        "crop+",
+        "crop+crop",
+        "pad+via:8",
+        "crop+via:08",
+        "crop+squash+via:8",
+    ],
+)
 def test_an_unknown_rule_is_refused(rule):
     with pytest.raises(InvalidInputError, match="resize"):
         placed((10, 20), (8, 8), rule)
+
+
+@pytest.mark.parametrize("kind", ["squash", "crop", "letterbox"])
+@pytest.mark.parametrize("basis", ["via:5", "via:5:nearest", "via:5:bilinear"])
+def test_a_basis_changes_no_placement(kind, basis):
+    sizes = ((48, 64), (28, 28)), ((64, 30), (14, 42))
+    for source_hw, input_hw in sizes:
+        plain = placed(source_hw, input_hw, kind)
+        assert placed(source_hw, input_hw, f"{kind}+{basis}") == plain
+    assert placed((48, 64), (28, 28), basis) == placed((48, 64), (28, 28))
 
 
 def test_an_unknown_view_is_refused():

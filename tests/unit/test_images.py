@@ -1,15 +1,21 @@
 import contextlib
 import io
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from cli.forward import _drawn
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.geometry import place
+from featstore.hashing import image_key
 from featstore.images import MAX_PIXELS, decode, decode_label, draw, probe, thumbnail
+from featstore.sources import BackboneSource
+from featstore.store import placement_columns
 from featstore.types import Label
+from tests.fakes import fake_plan
 
 
 def encoded(image, kind="PNG", **options):
@@ -201,10 +207,72 @@ def test_via_resizes_in_two_steps(photo):
     assert (drawn != draw(pixels, box, interpolation="bilinear", fill_rgb=(0, 0, 0))).any()
 
 
+@pytest.mark.parametrize("upscale", ["nearest", "bilinear", "bicubic"])
+def test_a_basis_is_shrunk_by_one_filter_and_enlarged_by_another(photo, upscale):
+    rule = f"crop+via:8:{upscale}"
+    box = place(source_hw=(60, 80), crop=None, input_hw=(28, 28), resize=rule, view="hflip")
+    drawn = draw(
+        np.asarray(photo), box, interpolation="bicubic", fill_rgb=(0, 0, 0), via=8, upscale=upscale
+    )
+    small = photo.resize((8, 8), Image.Resampling.BICUBIC, box=(10, 0, 70, 60))
+    expected = small.resize((28, 28), Image.Resampling[upscale.upper()])
+    np.testing.assert_array_equal(drawn, np.asarray(expected)[:, ::-1])
+
+
+@pytest.mark.parametrize("rule", ["squash", "via:8", "crop+via:8:nearest"])
+def test_extraction_and_prediction_draw_by_the_rule_of_the_plan(photo, rule):
+    plan = fake_plan(image_size=(28, 28), resize=rule, interpolation="bicubic")
+    pixels, placement = _drawn(np.asarray(photo), plan)
+    data = encoded(photo)
+    reader = SimpleNamespace(read_image=lambda item: data)
+    readers = SimpleNamespace(find=lambda dataset, path: (reader, None))
+    line = {
+        "dataset": "d",
+        "path": "p",
+        "image_key": image_key(data),
+        **placement_columns(placement),
+    }
+    loaded = BackboneSource(readers, None, plan).load(line)
+    np.testing.assert_array_equal(loaded.value, pixels)
+    region = (0, 0, 80, 60) if rule != "crop+via:8:nearest" else (10, 0, 70, 60)
+    expected = photo
+    if rule != "squash":
+        expected, region = photo.resize((8, 8), Image.Resampling.BICUBIC, box=region), None
+    last = Image.Resampling.NEAREST if "nearest" in rule else Image.Resampling.BICUBIC
+    np.testing.assert_array_equal(pixels, np.asarray(expected.resize((28, 28), last, box=region)))
+
+
+def test_the_basis_of_a_letterbox_is_letterboxed_too(photo):
+    rule = "letterbox+via:8:nearest"
+    box = place(source_hw=(60, 80), crop=None, input_hw=(28, 28), resize=rule, view="plain")
+    drawn = draw(
+        np.asarray(photo),
+        box,
+        interpolation="bicubic",
+        fill_rgb=(1, 2, 3),
+        via=8,
+        upscale="nearest",
+    )
+    small = photo.resize((8, 6), Image.Resampling.BICUBIC)
+    expected = small.resize((28, 21), Image.Resampling.NEAREST)
+    y0 = box.dst[1]
+    np.testing.assert_array_equal(drawn[y0 : y0 + 21], np.asarray(expected))
+    assert (drawn[:y0] == (1, 2, 3)).all()
+
+
 def test_an_unknown_interpolation_and_a_wrong_size_are_refused(photo):
     box = place(source_hw=(60, 80), crop=None, input_hw=(8, 8), resize="squash", view="plain")
     with pytest.raises(InvalidInputError, match="bicubic"):
         draw(np.asarray(photo), box, interpolation="cubic", fill_rgb=(0, 0, 0))
+    with pytest.raises(InvalidInputError, match="bicubic"):
+        draw(
+            np.asarray(photo),
+            box,
+            interpolation="bicubic",
+            fill_rgb=(0, 0, 0),
+            via=4,
+            upscale="cubic",
+        )
     with pytest.raises(InvalidInputError, match="of size"):
         draw(np.asarray(photo)[:-1], box, interpolation="bicubic", fill_rgb=(0, 0, 0))
 

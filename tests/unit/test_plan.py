@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.errors import InvalidInputError
-from featstore.plan import ExtractPlan, RunOptions
+from featstore.hashing import short_key
+from featstore.plan import ExtractPlan, Resize, RunOptions, compose_resize, parse_resize
 from tests.fakes import fake_plan
 
 CHANGES = {
@@ -61,7 +62,7 @@ def test_the_key_is_the_same_in_another_process_and_folder(tmp_path):
 
 @given(
     st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
-    st.sampled_from(["squash", "letterbox", "crop", "pad", "via:448"]),
+    st.sampled_from(["squash", "letterbox", "crop", "pad", "via:448", "crop+via:224:nearest"]),
     st.sampled_from(["float16", "float32", "bfloat16"]),
     st.text(max_size=20),
 )
@@ -70,6 +71,50 @@ def test_a_plan_survives_json(image_size, resize, dtype, tag):
     again = ExtractPlan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan
     assert again.key() == plan.key()
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("squash", Resize(kind="squash")),
+        ("via:448", Resize(kind="squash", via=448)),
+        ("via:224:nearest", Resize(kind="squash", via=224, upscale="nearest")),
+        ("crop+via:224", Resize(kind="crop", via=224)),
+        ("letterbox+via:64:bicubic", Resize(kind="letterbox", via=64, upscale="bicubic")),
+    ],
+)
+def test_a_resize_rule_is_read_and_written(text, rule):
+    assert parse_resize(text) == rule
+    assert str(rule) == text
+
+
+def test_one_rule_written_in_two_ways_has_one_key():
+    key = fake_plan(resize="via:224").key()
+    assert key == short_key({**fake_plan().to_json(), "resize": "via:224"})
+    assert fake_plan(resize="squash+via:224").key() == key
+    assert fake_plan(resize="via:224:bilinear").key() == key  # the plan's interpolation
+    assert fake_plan(resize="via:224:nearest").key() != key
+    assert fake_plan(resize="crop+via:224").key() != key
+
+
+def test_a_basis_is_added_to_a_rule():
+    assert compose_resize("squash", basis=224, upscale="nearest") == "via:224:nearest"
+    assert compose_resize("crop", basis=224, upscale=None) == "crop+via:224"
+    assert compose_resize("pad", basis=None, upscale=None) == "pad"
+
+
+@pytest.mark.parametrize(
+    ("rule", "basis", "upscale", "match"),
+    [
+        ("pad", 224, None, "squash, crop or letterbox"),
+        ("via:8", 224, None, "Give the basis once"),
+        ("crop", None, "nearest", "--basis"),
+        ("crop", 224, "lanczos", "nearest|bilinear|bicubic"),
+    ],
+)
+def test_a_basis_that_cannot_be_added_is_refused(rule, basis, upscale, match):
+    with pytest.raises(InvalidInputError, match=match):
+        compose_resize(rule, basis=basis, upscale=upscale)
 
 
 def test_differences_are_told_field_by_field():
@@ -86,6 +131,7 @@ def test_differences_are_told_field_by_field():
         ({"dtype": "int8"}, "float16, float32, bfloat16"),
         ({"resize": "strech"}, "squash, letterbox"),
         ({"resize": "via:0"}, "via:N"),
+        ({"resize": "crop+via:224:lanczos"}, "nearest|bilinear|bicubic"),
         ({"image_size": (0, 4)}, "positive"),
     ],
 )
