@@ -8,6 +8,9 @@ boxes in ``Annotations/*.xml``; and the splits as lists in ``ImageSets/Segmentat
 A list of ``ImageSets/Main`` has few images with segmentation, so an image has a label where it has
 a file. In the other lists a missing file is an error of that image, unless not one image of the
 list has one (the labels of VOC's test images are not published).
+
+In VOC itself, where no test image has a label, ``val`` is the split "test", as everybody measures
+on it, and images without a label are the split "unlabelled".
 """
 
 from __future__ import annotations
@@ -58,16 +61,17 @@ class VocReader:
         kinds = _label_kinds(root, lists, is_main=folder.name == "Main")
         boxes = {entry: read_boxes(root / "Annotations" / f"{entry}.xml") for entry in listed}
         self._entries = {f"JPEGImages/{images.get(n, f'{n}.jpg')}": n for n in listed}
+        is_voc = _is_voc(root, boxes)
+        split_of = _split_names(lists, kinds, is_voc=is_voc)
         self._items = [
             Item(
                 path=path,
-                splits=tuple(split for split, names in lists.items() if entry in names),
+                splits=tuple(split_of[split] for split, names in lists.items() if entry in names),
                 attributes=_attributes(boxes[entry]),
                 label_kinds=kinds[entry],
             )
             for path, entry in self._entries.items()
         ]
-        is_voc = _is_voc(root, boxes)
         # Another data set in VOC's layout has a licence of its own, which the files do not tell.
         self.licence = "Flickr terms of use; see the homepage" if is_voc else ""
         self.homepage = "http://host.robots.ox.ac.uk/pascal/VOC/" if is_voc else ""
@@ -109,6 +113,20 @@ def _read_lists(root: Path) -> tuple[Path, dict[str, dict[str, None]]]:
         "of one image a line, without its ending. Got none of them, there or in "
         f"{' or '.join(_LISTS[1:])}."
     )
+
+
+def _split_names(
+    lists: Mapping[str, Mapping[str, None]],
+    kinds: Mapping[str, tuple[str, ...]],
+    *,
+    is_voc: bool,
+) -> dict[str, str]:
+    """Name the split of each list."""
+    names = {split: split for split in lists}
+    has_test_labels = any(kinds[entry] for entry in lists.get("test", ()))
+    if is_voc and "val" in lists and not has_test_labels:
+        names |= {"val": "test"} | ({"test": "unlabelled"} if "test" in lists else {})
+    return names
 
 
 def _read_list(path: Path) -> dict[str, None]:

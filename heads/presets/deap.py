@@ -26,9 +26,8 @@ VOC_NOTES = (
     NO_LENGTH.format(steps=3000) + " The release's default of 60 looks like a leftover; the paper "
     "says less than 16 minutes on an RTX 2080.",
     (
-        "The paper tests on VOC's val and chooses weights on a part of train. Data of format voc "
-        "has a split val and no test labels: here val chooses the weights and is what is "
-        "measured."
+        "The paper tests on VOC's val and chooses weights on a part of train; so does this: data "
+        "of format voc has VOC's val as its split test."
     ),
     "The release measures 500 images of val at most, and maps resized to 224: compare miou@224.",
 )

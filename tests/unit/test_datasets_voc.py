@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,9 +23,26 @@ def test_splits_and_order_come_from_the_lists(folder):
     items = open_dataset(f"voc:{folder}").items()
     assert [item.path for item in items[:2]] == [f"JPEGImages/train_00000{n}.jpg" for n in (0, 1)]
     assert [item.splits for item in items] == [
-        ("train", "trainval"), ("train",), ("train",), ("val",), ("val", "trainval")
+        ("train", "trainval"), ("train",), ("train",), ("test",), ("test", "trainval")
     ]  # fmt: skip
     assert {item.label_kinds for item in items} == {("classes", "instances")}
+
+
+def test_val_is_what_is_measured_only_in_voc_and_only_where_no_test_image_has_a_label(folder):
+    write_list(folder, "test", ["unknown"])
+    save_image(folder / "JPEGImages/unknown.jpg", seed=3)
+    assert [item.splits for item in open_dataset(f"voc:{folder}").items()][-3:] == [
+        ("test",), ("test",), ("unlabelled",)
+    ]  # fmt: skip
+    for kind in ("classes", "instances"):
+        source = folder / label_folder(kind) / "train_000000.png"
+        (folder / label_folder(kind) / "unknown.png").write_bytes(source.read_bytes())
+    assert [item.splits for item in open_dataset(f"voc:{folder}").items()][-3:] == [
+        ("val",), ("val",), ("test",)
+    ]  # fmt: skip
+    shutil.rmtree(folder / "Annotations")  # now it could be anybody's
+    write_list(folder, "test", ["train_000000"])
+    assert ("val",) in [item.splits for item in open_dataset(f"voc:{folder}").items()]
 
 
 @pytest.mark.parametrize(("kind", "seed", "high"), [("classes", 0, 21), ("instances", 7, 4)])
@@ -146,7 +164,7 @@ def test_a_list_of_images_without_published_labels_has_none(folder):
     save_image(folder / "JPEGImages" / "t.jpg")
     write_list(folder, "test", ["t"])
     item = open_dataset(f"voc:{folder}").items()[-1]
-    assert (item.splits, item.label_kinds) == (("test",), ())
+    assert (item.splits, item.label_kinds) == (("unlabelled",), ())
 
 
 def test_an_image_of_the_main_lists_has_a_label_where_it_has_a_file(tmp_path):
