@@ -15,7 +15,7 @@ import torch
 from featstore.errors import InvalidInputError, invalid
 from featstore.types import ProgressCallback, TapShape
 from featstore.version import __version__
-from heads.base import HEADS, Head, shift_output_biases
+from heads.base import HEADS, Head
 from heads.build import build_head
 from heads.labels import CLASS, LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
@@ -150,7 +150,7 @@ def make_setup(
     options["task"] = TASKS[task_name].completed(options["task"], names)
     task = TASKS[task_name](**options["task"])
     head = build_head(head_name, taps=shapes, n_outputs=task.readouts, options=options["head"])
-    shift_output_biases(head, task.settings.output_bias)
+    task.start(head)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *_apply_norm(model, features, request.tap_norm, device)]
     pairs = (*selection.train, *selection.val)

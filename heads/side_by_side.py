@@ -28,23 +28,24 @@ class SideBySide(Head):
         )
 
     @property
-    def _heads(self) -> list[Head]:
+    def heads(self) -> list[Head]:
+        """List the heads in the order of their outputs."""
         return [part for part in self.parts if isinstance(part, Head)]
 
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
         """Give the outputs of all parts, concatenated over channels."""
-        return torch.cat([part(inputs) for part in self._heads], dim=1)
+        return torch.cat([part(inputs) for part in self.heads], dim=1)
 
     @property
     def output_hw(self) -> tuple[int, int]:
         """Rows and columns of the output."""
-        return self._heads[0].output_hw
+        return self.heads[0].output_hw
 
     def ask_on(self, queries: int) -> None:
         """Answer on a grid of another side from now on; see `QueryHead.ask_on`."""
-        for part in self._heads:
+        for part in self.heads:
             part.ask_on(queries)
 
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the output biases of all parts."""
-        return tuple(bias for part in self._heads for bias in part.output_biases())
+        return tuple(bias for part in self.heads for bias in part.output_biases())

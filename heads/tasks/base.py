@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from featstore.registry import Registry
 from featstore.types import Placement
+from heads.base import Head, shift_output_biases
 from heads.metrics import Metric, Stats
 from heads.options import parse_options
 
@@ -69,6 +70,10 @@ class Task(ABC):
             class_names: Of the labels, where the data set knows them.
         """
         return dict(options)
+
+    def start(self, head: Head) -> None:
+        """Shift the output biases of a new head to where the task begins."""
+        shift_output_biases(head, self.settings.output_bias)
 
     def fit_to(self, targets: PreparedTargets) -> None:  # noqa: B027  (most losses learn nothing)
         """Make `criterion`, where the loss depends on what there is to learn."""

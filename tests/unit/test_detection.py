@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from featstore.errors import InvalidInputError
 from featstore.geometry import place
 from featstore.types import TapShape
+from heads.base import TapTokens
 from heads.build import build_head
 from heads.metrics.boxes import box_stats, summarise_boxes
 from heads.tasks import build_task
@@ -182,3 +183,16 @@ def test_labels_without_a_thing_are_refused():
     blank = task.prepare(np.zeros((8, 8), int), np.ones((8, 8), bool), frame((8, 8)), (8, 8))
     with pytest.raises(InvalidInputError, match="No label shows an instance"):
         task.fit_to(SimpleNamespace(arrays={k: v[None] for k, v in blank.items()}))
+
+
+def test_centres_begin_rare_and_sizes_where_the_head_begins():
+    task = build_task("detection")
+    tap = TapShape(tap="norm", dim=16, grid=(2, 2))
+    torch.manual_seed(0)
+    head = build_head("deap", taps=[tap], n_outputs=task.readouts, options={"queries": 4})
+    tokens = [TapTokens(patch=torch.randn(2, 4, 16), grid=(2, 2))]
+    before = head(tokens)
+    task.start(head)
+    shift = head(tokens) - before
+    torch.testing.assert_close(shift[:, 0], torch.full_like(shift[:, 0], -2.19))
+    assert not shift[:, 1:].any()
