@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import nms, sigmoid_focal_loss
 
 from featstore.errors import InvalidInputError, invalid
 from featstore.geometry import to_source
@@ -139,6 +138,8 @@ class DetectionTask(Task):
 
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Give the mean focal loss of the centres plus the mean L1 of the sizes."""
+        from torchvision.ops import sigmoid_focal_loss  # other tasks do without torchvision
+
         centre = targets["centre"][:, None].to(output.dtype)
         known = centre >= 0
         focal = sigmoid_focal_loss(output[:, :1], centre.clamp(min=0), alpha=0.25, gamma=2)
@@ -158,6 +159,8 @@ class DetectionTask(Task):
 
         A peak is the largest of its 3 x 3 cells.
         """
+        from torchvision.ops import nms
+
         output_hw = (prediction_chw.shape[1], prediction_chw.shape[2])
         score_yx = np.where(_covered(placement, output_hw), prediction_chw[0], 0.0)
         is_peak = score_yx == ndimage.maximum_filter(score_yx, size=3, mode="constant")

@@ -16,6 +16,7 @@ import torch
 
 from featstore.errors import FeatstoreError, FormatError, StorageError
 from featstore.rows import RowReader
+from featstore.shards import close_kept_shards
 from featstore.store import FeatureSetFolder, open_folder
 from featstore.stream import open_stream, read_rows
 from tests.fakes import FakeReader, fake_extract, fake_plan
@@ -282,6 +283,7 @@ def leave_files():
     held = []
 
     def leave(n_files: int) -> None:
+        close_kept_shards()
         gc.collect()  # files that another test left would be closed in the midst of this one
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
         with contextlib.suppress(OSError):

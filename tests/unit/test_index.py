@@ -543,7 +543,7 @@ def test_processes_may_refresh_at_once(store):
 
 
 def _extract_slowly(path):
-    fake_extract(path, [FakeReader(60, bad=[7])], delay_s=0.03)
+    fake_extract(path, [FakeReader(60, bad=[7])], delay_s=0.1)
 
 
 def test_questions_are_answered_while_another_process_extracts(tmp_path):
