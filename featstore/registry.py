@@ -14,6 +14,11 @@ T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\.v[1-9][0-9]*")
 
 
+def short_name(name: str) -> str:
+    """Leave the version out of a registered name; a name without one stays."""
+    return name.rpartition(".v")[0] or name
+
+
 class Registry(Mapping[str, T]):
     """Names to factories: filled by a decorator or an entry point, read like a mapping.
 

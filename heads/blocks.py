@@ -260,6 +260,16 @@ def project_tokens(linear: nn.Linear, tokens: TapTokens, positions_tc: Tensor) -
     return mixed_btc.mT.contiguous()
 
 
+def normalise_tokens(norm: nn.BatchNorm1d, tokens: TapTokens, dtype: torch.dtype) -> Tensor:
+    """Normalise each channel over all tokens of a batch, padded ones left out and given as 0."""
+    patch_btd = tokens.patch.to(dtype)
+    if tokens.valid is None:
+        return norm(patch_btd.flatten(0, 1)).view_as(patch_btd)
+    normalised = torch.zeros_like(patch_btd)
+    normalised[tokens.valid] = norm(patch_btd[tokens.valid])
+    return normalised
+
+
 def minus_infinity_outside(valid_bt: Tensor | None) -> Tensor | None:
     """Give (batch, tokens) logits that keep padded tokens from being read; None: there are none."""
     if valid_bt is None:

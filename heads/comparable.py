@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featstore.registry import short_name
 from heads.table import NO_INTERVAL, Board, Line, Table, Value
 
 Setting = tuple[str, str]
@@ -141,11 +142,6 @@ def what_there_is(table: Table) -> str:
     n_boards = len(table.boards)
     parts.append(f"{n_boards} board{'' if n_boards == 1 else 's'} of comparable runs")
     return f"the store has {', '.join(parts)}"
-
-
-def short_name(name: str) -> str:
-    """Leave the version out of a registered name."""
-    return name.rpartition(".v")[0] or name
 
 
 def pairs(values: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 
 from featstore.errors import ExportError, NotFoundError, invalid
 from featstore.files import write_bytes
+from featstore.plan import parse_resize
 from heads.evaluate import locate_run
 from heads.model import Model, load
 from heads.runs import Run
@@ -266,7 +267,7 @@ def describe_export(
 
 
 def _is_padded(record: Mapping[str, Any]) -> bool:
-    return str(record["plan"]["resize"]) in _PADS
+    return parse_resize(record["plan"]["resize"]).kind in _PADS
 
 
 def _image(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from featstore.errors import NotFoundError, not_found
+from featstore.registry import short_name
 from heads.comparable import (
     Backbones,
     interval_text,
@@ -29,7 +30,6 @@ from heads.comparable import (
     pairs,
     primary,
     setting_of,
-    short_name,
     sized_name,
     what_there_is,
 )

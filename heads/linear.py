@@ -12,6 +12,7 @@ from torch.nn import functional
 from featstore.errors import invalid
 from featstore.types import TapShape
 from heads.base import HEADS, Head, TapTokens, check_inputs
+from heads.blocks import normalise_tokens
 from heads.joining import join, joined_shape
 
 
@@ -74,19 +75,11 @@ class Linear(Head):
         check_inputs(inputs, self._widths)
         dtype = self.project.weight.dtype
         tokens = join([_with_cls(each) for each in inputs] if self.options.cls else inputs, dtype)
-        values_btn = self.project(self._normalised(tokens, dtype))
+        values_btn = self.project(normalise_tokens(self.norm, tokens, dtype))
         map_bnyx = values_btn.mT.reshape(values_btn.shape[0], -1, *tokens.grid)
         return functional.interpolate(
             map_bnyx, size=self.output_hw, mode="bilinear", align_corners=False
         )
-
-    def _normalised(self, tokens: TapTokens, dtype: torch.dtype) -> Tensor:
-        patch_btd = tokens.patch.to(dtype)
-        if tokens.valid is None:
-            return self.norm(patch_btd.flatten(0, 1)).view_as(patch_btd)
-        normalised = torch.zeros_like(patch_btd)
-        normalised[tokens.valid] = self.norm(patch_btd[tokens.valid])
-        return normalised
 
 
 def _with_cls(tokens: TapTokens) -> TapTokens:

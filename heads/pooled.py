@@ -12,9 +12,26 @@ from torch.nn import functional
 from featstore.errors import invalid
 from featstore.types import TapShape
 from heads.base import HEADS, Head, TapTokens, check_inputs
+from heads.blocks import normalise_tokens
 from heads.joining import join, joined_shape
 
 POOLS = ("mean", "cls", "both")
+
+
+class PooledHead(Head):
+    """A head whose last layer is `project`, and which gives one answer an image."""
+
+    is_pooled = True
+    project: nn.Linear
+
+    @property
+    def output_hw(self) -> tuple[int, int]:
+        """One answer."""
+        return (1, 1)
+
+    def output_biases(self) -> tuple[nn.Parameter, ...]:
+        """List the bias of the projection."""
+        return (self.project.bias,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +50,7 @@ class LinearPoolOptions:
 
 
 @HEADS.register("linear_pool.v1")
-class LinearPool(Head):
+class LinearPool(PooledHead):
     """Pool the tokens, normalise over the batch, map linearly.
 
     ``(width + 1) * n_outputs`` parameters, where width is that of all taps together, and twice
@@ -46,7 +63,6 @@ class LinearPool(Head):
 
     OPTIONS = LinearPoolOptions
     LR = 1e-2
-    is_pooled = True
 
     def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: str) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
@@ -60,15 +76,6 @@ class LinearPool(Head):
         width = sum(self._widths) * (2 if self.options.pool == "both" else 1)
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.project = nn.Linear(width, n_outputs)
-
-    @property
-    def output_hw(self) -> tuple[int, int]:
-        """One answer."""
-        return (1, 1)
-
-    def output_biases(self) -> tuple[nn.Parameter, ...]:
-        """List the bias of the projection."""
-        return (self.project.bias,)
 
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
         """Give (batch, n_outputs, 1, 1)."""
@@ -109,7 +116,7 @@ class AttentivePoolOptions:
 
 
 @HEADS.register("attentive_pool.v1")
-class AttentivePool(Head):
+class AttentivePool(PooledHead):
     """Let one learned query attend to the tokens, and map its answer linearly.
 
     ``2 * width ** 2 + width + (width + 1) * n_outputs`` parameters, width being that of all taps
@@ -121,7 +128,6 @@ class AttentivePool(Head):
     """
 
     OPTIONS = AttentivePoolOptions
-    is_pooled = True
 
     def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: int | None) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
@@ -138,20 +144,11 @@ class AttentivePool(Head):
         self.value = nn.Linear(width, width, bias=False)
         self.project = nn.Linear(width, n_outputs)
 
-    @property
-    def output_hw(self) -> tuple[int, int]:
-        """One answer."""
-        return (1, 1)
-
-    def output_biases(self) -> tuple[nn.Parameter, ...]:
-        """List the bias of the projection."""
-        return (self.project.bias,)
-
     def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
         """Give (batch, n_outputs, 1, 1)."""
         check_inputs(inputs, self._widths)
         tokens = join(inputs, self.query.dtype)
-        normed_btd = self._normed(tokens)
+        normed_btd = normalise_tokens(self.norm, tokens, self.query.dtype)
         batch, _, width = normed_btd.shape
         shape = (batch, -1, self.n_heads, width // self.n_heads)
         key_bhtc, value_bhtc = (
@@ -164,11 +161,3 @@ class AttentivePool(Head):
         )
         answer: Tensor = self.project(pooled_bhqc.reshape(batch, width))
         return answer[:, :, None, None]
-
-    def _normed(self, tokens: TapTokens) -> Tensor:
-        patch_btd = tokens.filled(self.query.dtype)
-        if tokens.valid is None:
-            return self.norm(patch_btd.flatten(0, 1)).view_as(patch_btd)
-        normed = torch.zeros_like(patch_btd)
-        normed[tokens.valid] = self.norm(patch_btd[tokens.valid])
-        return normed

@@ -21,6 +21,7 @@ from typing import Any
 
 from featstore.errors import ConflictError, FormatError, NotFoundError, StorageError, invalid
 from featstore.files import exclusive, storage_errors, write_json
+from featstore.registry import short_name
 from featstore.store import StoreFolder, open_folder
 
 RECORD = "run.json"
@@ -71,7 +72,7 @@ def new_run_id(head: str, task: str) -> str:
         task: Registered name of the task.
     """
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    names = "-".join(name.rpartition(".v")[0] or name for name in (head, task))
+    names = "-".join(short_name(name) for name in (head, task))
     return f"{names}-{now}-{secrets.token_hex(2)}"
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
+from featstore.registry import short_name
 from heads.showcase import Scored, Showcase
 from heads.svg import Mark, Series, histogram, line_chart, smooth
 from heads.tasks import Task
@@ -24,7 +25,7 @@ _METRICS_SHOWN = 16  # the rest, such as one a class, is folded away
 
 def title(record: Record) -> str:
     """Name the page."""
-    return escape(f"{record['run_id']}: {_short(record['head'])} on {_backbone(record)}")
+    return escape(f"{record['run_id']}: {short_name(record['head'])} on {_backbone(record)}")
 
 
 def over(record: Record) -> str:
@@ -36,7 +37,7 @@ def over(record: Record) -> str:
 
 def heading(record: Record) -> str:
     """Give the heading: head and backbone."""
-    return f"{escape(_short(record['head']))} on {escape(_backbone(record))}"
+    return f"{escape(short_name(record['head']))} on {escape(_backbone(record))}"
 
 
 def lead(record: Record) -> str:
@@ -300,10 +301,6 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _short(name: str) -> str:
-    return name.rpartition(".v")[0] or name
 
 
 def _backbone(record: Record) -> str:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from featstore.errors import InvalidInputError, invalid
+from featstore.registry import short_name
 from featstore.types import ProgressCallback, TapShape
 from featstore.version import __version__
 from heads.base import HEADS, Head
@@ -252,7 +253,7 @@ def _check_fits(head: str, task: str) -> None:
         return
     gives = "one answer an image" if HEADS[head].is_pooled else "a map"
     fitting = [name for name, kind in HEADS.items() if kind.is_pooled != HEADS[head].is_pooled]
-    names = ", ".join(name.rpartition(".v")[0] for name in fitting)
+    names = ", ".join(short_name(name) for name in fitting)
     expected = f"another head for {task}, as this one gives {gives}"
     raise invalid("head", head, expected, hint=f"Use one of {names}.")
 

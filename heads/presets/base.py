@@ -10,6 +10,18 @@ from featstore.errors import invalid
 from featstore.plan import DTYPES, check_resize, parse_resize
 
 PAPER, RELEASE = "paper", "release"
+MASK_NOTE = (
+    "The paper's mask is exp(-d^2/2s^2)/(s sqrt 2pi) of the distance d; the release squares a d "
+    "that is squared already. mask_form names which."
+)
+INFERRED_LOOP = (
+    "Inferred: a constant learning rate and no early stop (patience=0); the weights with the "
+    "lowest loss on the held-out part are kept."
+)
+PRECISION_NOTE = (
+    "The release trains in mixed precision; here all of the head is float32, and features are "
+    "stored as float16."
+)
 BACKBONE, IMAGE_SIZE = "dinov2_b_reg", 518  # of the release; its weights take 37 x 37 patches
 
 
@@ -112,6 +124,33 @@ class Reading:
     mask_form: str
     basis: str  # of the resize rule, such as "via:224:nearest"; "": none
     notes: tuple[str, ...]
+
+
+def release_reading(one: Experiment, notes: tuple[str, ...]) -> Reading:
+    """Read an experiment as DeAP's release trains all of its own."""
+    assert one.release_queries is not None
+    return Reading(
+        variant=RELEASE,
+        lr=1e-3,
+        weight_decay=0.01,
+        queries=one.release_queries,
+        mask_form="code",
+        basis="via:224:nearest",
+        notes=(MASK_NOTE, *notes, PRECISION_NOTE, INFERRED_LOOP),
+    )
+
+
+def paper_reading(one: Experiment, *, basis: str, notes: tuple[str, ...]) -> Reading:
+    """Read an experiment as the texts of both papers have it, MAXA's optimiser included."""
+    return Reading(
+        variant=PAPER,
+        lr=one.paper_lr,
+        weight_decay=0.0,
+        queries=28,
+        mask_form="paper",
+        basis=basis,
+        notes=(*notes, INFERRED_LOOP),
+    )
 
 
 def preset_of(one: Experiment, reading: Reading, *, paper: str, head: str) -> Preset:

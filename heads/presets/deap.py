@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heads.presets.base import PAPER, RELEASE, Experiment, Preset, Reading, preset_of
+from heads.presets.base import (
+    MASK_NOTE,
+    Experiment,
+    Preset,
+    paper_reading,
+    preset_of,
+    release_reading,
+)
 
 TITLE = "Dense Attentive Probing, Lueddecke & Ecker, TMLR 2025"
-MASK_NOTE = (
-    "The paper's mask is exp(-d^2/2s^2)/(s sqrt 2pi) of the distance d; the release squares a d "
-    "that is squared already. mask_form names which."
-)
-INFERRED_LOOP = (
-    "Inferred: a constant learning rate and no early stop (patience=0); the weights with the "
-    "lowest loss on the held-out part are kept."
-)
 COCO_INSTANCES = "COCO train2017, resized and cut to a square"
 COCO_TEST = "COCO val2017, 5,000 images"
 NO_LENGTH = "Inferred: {steps:,} steps; neither paper nor release tells them."
@@ -185,7 +184,6 @@ def presets() -> Iterator[Preset]:
 def _release(one: Experiment) -> Preset:
     assert one.release_queries is not None
     notes = (
-        MASK_NOTE,
         (
             "The release trains with AdamW, 1e-3 everywhere; the text of MAXA, its predecessor, "
             "says Adam, and 2e-3 for boundaries and depth."
@@ -200,21 +198,8 @@ def _release(one: Experiment) -> Preset:
             "Pillow's nearest takes the pixel under a cell's centre, torch's that under its "
             "corner: a shift of half an input pixel."
         ),
-        (
-            "The release trains in mixed precision; here all of the head is float32, and features "
-            "are stored as float16."
-        ),
-        INFERRED_LOOP,
     )
-    reading = Reading(
-        variant=RELEASE,
-        lr=1e-3,
-        weight_decay=0.01,
-        queries=one.release_queries,
-        mask_form="code",
-        basis="via:224:nearest",
-        notes=notes,
-    )
+    reading = release_reading(one, notes)
     return preset_of(one, reading, paper=TITLE, head="deap")
 
 
@@ -234,15 +219,6 @@ def _paper(one: Experiment) -> Preset:
             "Inferred: the basis of 224 pixels is enlarged by the backbone's own interpolation; "
             "the paper does not say how. The release takes the nearest neighbour."
         ),
-        INFERRED_LOOP,
     )
-    reading = Reading(
-        variant=PAPER,
-        lr=one.paper_lr,
-        weight_decay=0.0,
-        queries=28,
-        mask_form="paper",
-        basis="via:224",
-        notes=(*one.paper_notes, *notes),
-    )
+    reading = paper_reading(one, basis="via:224", notes=(*one.paper_notes, *notes))
     return preset_of(one, reading, paper=TITLE, head="deap")

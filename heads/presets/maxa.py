@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heads.presets.base import PAPER, RELEASE, Experiment, Preset, Reading, preset_of
+from heads.presets.base import (
+    MASK_NOTE,
+    Experiment,
+    Preset,
+    paper_reading,
+    preset_of,
+    release_reading,
+)
 from heads.presets.deap import (
     COCO_TEST,
-    INFERRED_LOOP,
     INSTANCE_NOTES,
-    MASK_NOTE,
     NO_LENGTH,
     NYU_NOTES,
     VOC_NOTES,
@@ -143,43 +148,20 @@ def _paper(one: Experiment) -> Preset:
             "whether it has registers. Images get there in one step, cut to a square where they "
             "are COCO's."
         ),
-        INFERRED_LOOP,
     )
-    reading = Reading(
-        variant=PAPER,
-        lr=one.paper_lr,
-        weight_decay=0.0,
-        queries=28,
-        mask_form="paper",
-        basis="",
-        notes=notes,
-    )
+    reading = paper_reading(one, basis="", notes=notes)
     return preset_of(one, reading, paper=TITLE, head="maxa")
 
 
 def _release(one: Experiment) -> Preset:
     assert one.release_queries is not None
     notes = (
-        MASK_NOTE,
         (
             "Inferred: that MAXA's head is trained as DeAP's release trains its own: AdamW, 1e-3 "
             "everywhere, a weight decay of 0.01, 224 pixels enlarged by the nearest neighbour, "
             f"{one.release_queries} queries a side. The paper says Adam, 2e-3 for boundaries and "
             "depth, and outputs of 224 a side."
         ),
-        (
-            "The release trains in mixed precision; here all of the head is float32, and features "
-            "are stored as float16."
-        ),
-        INFERRED_LOOP,
     )
-    reading = Reading(
-        variant=RELEASE,
-        lr=1e-3,
-        weight_decay=0.01,
-        queries=one.release_queries,
-        mask_form="code",
-        basis="via:224:nearest",
-        notes=notes,
-    )
+    reading = release_reading(one, notes)
     return preset_of(one, reading, paper=TITLE, head="maxa")

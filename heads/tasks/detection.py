@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from featstore.errors import InvalidInputError, invalid
-from featstore.geometry import to_source
+from featstore.geometry import place, to_source
 from featstore.types import Placement
 from heads.base import Head, shift_output_biases
 from heads.metrics import Metric, Stats
@@ -20,7 +20,7 @@ from heads.metrics.boxes import MAX_BOXES, box_stats, summarise_boxes
 from heads.side_by_side import SideBySide
 from heads.tasks.base import TASKS, PreparedTargets, Task, TaskSettings
 from heads.tasks.colours import class_colours
-from heads.tasks.regions import VOID, Boxes, boxes_of, ids_in_frame, to_frame
+from heads.tasks.regions import VOID, boxes_of, ids_in_frame, to_frame
 
 FRAME = 448
 """Side of the frame, in pixels, in which the paper measures areas and boxes."""
@@ -173,14 +173,12 @@ class DetectionTask(Task):
         best = np.argsort(-score, kind="stable")
         source = _to_source(frame[best], placement)
         boxes = torch.from_numpy(np.ascontiguousarray(source))
-        kept = nms(boxes, torch.from_numpy(score[best].astype(np.float64)), self._max_overlap)
+        kept = nms(
+            boxes, torch.from_numpy(score[best].astype(np.float64)), self.options.max_overlap
+        )
         chosen = kept.numpy()[:MAX_BOXES]
         found = np.concatenate([source[chosen], score[best][chosen][:, None]], axis=1)
         return found.astype(np.float32)
-
-    @property
-    def _max_overlap(self) -> float:
-        return self.options.max_overlap
 
     def measure(
         self,
@@ -238,13 +236,11 @@ class DetectionTask(Task):
         image_hwc: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Draw the predicted and the true boxes."""
-        everything = Placement(
-            source_hw=(values_hw.shape[0], values_hw.shape[1]),
-            input_hw=(values_hw.shape[0], values_hw.shape[1]),
-            box=(0.0, 0.0, float(values_hw.shape[1]), float(values_hw.shape[0])),
-            dst=(0, 0, values_hw.shape[1], values_hw.shape[0]),
+        size_hw = (values_hw.shape[0], values_hw.shape[1])
+        everything = place(
+            source_hw=size_hw, crop=None, input_hw=size_hw, resize="squash", view="plain"
         )
-        truth: Boxes = boxes_of(values_hw, valid_hw, everything)
+        truth = boxes_of(values_hw, valid_hw, everything)
         return {
             "prediction": self.render(prediction, image_hwc),
             "truth": _draw_boxes(image_hwc, truth.source),

@@ -109,7 +109,10 @@ def test_prefix_tokens_are_an_input_only_where_the_head_reads_them(runs, tmp_pat
     assert inputs_read(load(make_run(tmp_path / "other"))) == ("block:3",)
 
 
-@pytest.mark.parametrize(("resize", "is_noted"), [("letterbox", True), ("squash", False)])
+@pytest.mark.parametrize(
+    ("resize", "is_noted"),
+    [("letterbox", True), ("letterbox+via:64", True), ("squash", False), ("via:64", False)],
+)
 def test_that_padding_is_read_is_said_where_there_may_be_some(runs, tmp_path, resize, is_noted):
     folder = make_run(runs, plan={**PLAN, "resize": resize})
     assert bool(export(folder, tmp_path / "head.pt2").note) is is_noted
