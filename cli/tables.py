@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+MAX_METRICS = 30
+
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Align rows under their column names, numbers to the right."""
@@ -85,12 +87,14 @@ def interval(value: float, low: float | None, high: float | None, *, unit: str =
 
 
 def metrics(values: Mapping[str, float], intervals: Mapping[str, Sequence[float] | None]) -> str:
-    """Write metrics with their 95 % intervals."""
+    """Write metrics with their 95 % intervals; of hundreds (one a class) the first ones."""
     lines = []
-    for name, value in values.items():
+    for name, value in list(values.items())[:MAX_METRICS]:
         low, high = intervals.get(name) or (None, None)
         lines.append([name, f"{value:.4f}", "-" if low is None else f"[{low:.4f}, {high:.4f}]"])
-    return table(["metric", "value", "95 % interval"], lines)
+    text = table(["metric", "value", "95 % interval"], lines)
+    n_more = len(values) - len(lines)
+    return f"{text}\n{count(n_more, 'more metric')}: --json lists all." if n_more else text
 
 
 def count(n: int, noun: str) -> str:

@@ -106,3 +106,10 @@ def test_the_json_style_is_one_array():
         {"name": "a,b", "value": 0.125},
         {"name": None, "value": None},
     ]
+
+
+def test_of_hundreds_of_metrics_the_first_are_shown_and_the_rest_counted():
+    text = metrics({f"iou/{number}": 0.5 for number in range(204)}, {})
+    assert "iou/29 " in text
+    assert "iou/30 " not in text
+    assert text.endswith("174 more metrics: --json lists all.")
