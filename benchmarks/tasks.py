@@ -3,9 +3,10 @@
     python benchmarks/tasks.py --data rooms:n=300 --weights WEIGHTS --task boundaries \
         --arms deap,bicubic,linear,conv --seeds 10
 
-An arm is HEAD, HEAD/VARIANT or HEAD+random (random backbone weights). All arms of a seed hold out
-the same groups and see the same batches. The interval of a difference is Student's over seeds: it
-says what another seed would give on these test images, not what other images would.
+An arm is HEAD, HEAD/VARIANT or HEAD+random (random backbone weights), with its own options behind
+colons: deap:lr=0.002:dim=24. All arms of a seed hold out the same groups and see the same batches.
+`--workers` spreads the seeds over processes of one thread each. The interval of a difference is
+Student's over seeds: what another seed would give on these test images, not what others would.
 
 With a fresh store the JSON line also says how long the training took with the extraction before
 it, and how long running the backbone in every step would have taken at the same rate.
@@ -15,8 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +46,16 @@ def features(args: argparse.Namespace, store: Path, weights: str) -> ExtractRepo
 
 def config(arm: str, args: argparse.Namespace, seed: int) -> dict[str, object]:
     """Turn an arm into arguments of `heads.train`."""
-    name, _, weights = arm.partition("+")
+    spoken, *own = arm.split(":")
+    name, _, weights = spoken.partition("+")
     head, _, variant = name.partition("/")
     options: dict[str, object] = {"pictures": 0, "checks": args.checks, "metric_images": 0}
     options |= {"patience": 0} | dict(pair.split("=", 1) for pair in args.set)
+    options |= dict(pair.split("=", 1) for pair in own)
     if variant:
         options["variant"] = variant
-    return {
+    recipe = {name: float(options.pop(name)) for name in ("lr", "weight_decay") if name in options}
+    return recipe | {
         "task": args.task,
         "head": head,
         "feature_set": args.features[weights or "file"],
@@ -59,21 +67,33 @@ def config(arm: str, args: argparse.Namespace, seed: int) -> dict[str, object]:
     }
 
 
+def train_seed(args: argparse.Namespace, store: Path, seed: int) -> dict[str, dict[str, float]]:
+    """Train every arm with one seed: arm to metric to value."""
+    configs = [config(arm, args, seed) for arm in args.arms]
+    report = heads.train_many(store, configs, device=args.device)
+    found: dict[str, dict[str, float]] = {}
+    for arm, run, error in zip(args.arms, report.runs, report.errors, strict=True):
+        if run is None:
+            raise SystemExit(f"{arm}, seed {seed}: {error}")
+        found[arm] = {"seconds": run.seconds} | run.metrics
+        name = next(iter(run.metrics))
+        print(f"seed {seed}  {arm:20s} {name} {run.metrics[name]:.4f}", file=sys.stderr, flush=True)
+    return found
+
+
 def measure(args: argparse.Namespace, store: Path) -> dict[str, dict[str, list[float]]]:
     """Train every arm with every seed: arm to metric to one value a seed."""
-    found: dict[str, dict[str, list[float]]] = {arm: {} for arm in args.arms}
-    for seed in range(args.seeds):
-        configs = [config(arm, args, seed) for arm in args.arms]
-        report = heads.train_many(store, configs, device=args.device)
-        for arm, run, error in zip(args.arms, report.runs, report.errors, strict=True):
-            if run is None:
-                raise SystemExit(f"{arm}, seed {seed}: {error}")
-            found[arm].setdefault("seconds", []).append(run.seconds)
-            for name, value in run.metrics.items():
-                found[arm].setdefault(name, []).append(value)
-            name = next(iter(run.metrics))
-            print(f"seed {seed}  {arm:20s} {name} {run.metrics[name]:.4f}", file=sys.stderr)
-    return found
+    seeds = range(args.seeds)
+    if args.workers == 1:
+        rows = [train_seed(args, store, seed) for seed in seeds]
+    else:
+        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        context = multiprocessing.get_context("spawn")  # the children read the two variables
+        with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+            rows = list(pool.map(partial(train_seed, args, store), seeds))
+    return {
+        arm: {name: [row[arm][name] for row in rows] for name in rows[0][arm]} for arm in args.arms
+    }
 
 
 def compare(first: list[float], other: list[float]) -> dict[str, float | bool]:
@@ -118,6 +138,7 @@ def main() -> None:
     parser.add_argument("--arms", type=lambda text: text.split(","), default=["deap", "linear"])
     parser.add_argument("--metrics", type=lambda text: text.split(","), default=[])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--checks", type=int, default=5)
