@@ -124,6 +124,7 @@ def store(made):
 def trained(store):
     words = ["--task", "depth", "--steps", 20, "--batch-size", 4, "--device", "cpu"]
     words += ["--set", "patience=0"]  # all 20 steps, whatever they learn
+    words += ["--set", "pictures=0"]
     return ok("heads", "train", *words, "--store", store, "--json").json
 
 
@@ -567,6 +568,7 @@ def test_real_photos_with_real_weights_reach_the_depth_error_they_should(shared,
 def test_a_sweep_trains_every_combination_and_tells_the_best(copy, tmp_path):
     words = ["--task", "depth", "--steps", 4, "--batch-size", 4, "--device", "cpu", "--store", copy]
     words += ["--runs", tmp_path / "runs", "--sweep", "mask_form=code,paper"]
+    words += ["--set", "pictures=0"]
     found = ok("heads", "train", *words, "--sweep", "lr=1e-3,1e-2", "--json").json
     assert [run["swept"] for run in found["runs"]] == [
         {"mask_form": form, "lr": lr} for form in ("code", "paper") for lr in ("1e-3", "1e-2")

@@ -25,7 +25,8 @@ PLACEMENT = place(
 OPTIONS = {
     "segmentation.v1": {"classes": 6},
     "classification.v1": {"names": "a|b|c|d|e|f"},
-}  # what a data set would tell
+    "instances.v1": {"restarts": 2},
+}  # what a data set would tell, and what is quick
 
 
 @pytest.fixture(params=list(TASKS))

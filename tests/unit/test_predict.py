@@ -26,9 +26,8 @@ STORED = 40
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("predict") / "features.zarr"
     fake_extract(path, [FakeReader(STORED)])
-    report = heads.train(
-        path, task="depth", steps=120, batch_size=8, device="cpu", options={"queries": 4}
-    )
+    options = {"queries": 4, "pictures": 0}
+    report = heads.train(path, task="depth", steps=120, batch_size=8, device="cpu", options=options)
     return report.path
 
 

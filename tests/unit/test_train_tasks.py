@@ -20,7 +20,7 @@ from heads.runs import read_run
 from heads.tasks import TASKS
 from tests.fakes import FakeReader, Things, fake_extract, fake_forward
 
-SMALL = {"queries": 4, "checks": 2, "pictures": 2}
+SMALL = {"queries": 4, "checks": 2, "pictures": 0}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def weights(report):
 
 
 def test_a_run_measures_draws_and_evaluates_to_the_same_numbers(store, task):
-    report = learn(store, task)
+    report = learn(store, task, options={"pictures": 2})
     assert TASKS[task].primary_metric in report.metrics
     assert heads.evaluate(report.path, device="cpu").metrics == report.metrics
     assert len(report.pictures) == 2
@@ -66,7 +66,7 @@ def test_a_run_measures_draws_and_evaluates_to_the_same_numbers(store, task):
 
 
 def test_new_images_get_the_answer_of_the_task(store, task, tmp_path):
-    report = learn(store, task, options={"pictures": 0})
+    report = learn(store, task)
     reader = Things(33)
     photos = [tmp_path / f"{number}.npy" for number in (31, 32)]
     for photo, item in zip(photos, reader.items()[31:], strict=True):
@@ -115,7 +115,7 @@ def test_an_interrupted_run_resumes_to_the_numbers_of_an_undisturbed_one(store, 
 
 
 def test_learning_lowers_the_loss(store, task):
-    report = learn(store, task, steps=60, lr=5e-3, options={"patience": 0, "pictures": 0})
+    report = learn(store, task, steps=60, lr=5e-3, options={"patience": 0})
     curves = pq.read_table(Path(report.path) / "curves.parquet").to_pylist()
     losses = [c["value"] for c in curves if c["split"] == "train"]
     assert len(losses) == 60
@@ -166,7 +166,7 @@ def test_a_task_without_labels_says_what_the_data_has(tmp_path):
 def test_a_head_is_measured_at_another_resolution_than_it_was_trained_at(store, task):
     if task == "classification.v1":
         pytest.skip("an answer an image has no resolution")
-    report = learn(store, task, options={"pictures": 0})
+    report = learn(store, task)
     same = heads.evaluate(report.path, device="cpu", queries=4)
     assert same.metrics == report.metrics
     finer = heads.evaluate(report.path, device="cpu", queries=9)
