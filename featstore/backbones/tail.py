@@ -44,19 +44,19 @@ from featstore.taps import parse_tap
 
 MAX_AUTO = 4
 _WINDOWED = {
+    "DaVit",
+    "EfficientVitMsra",
+    "GlobalContextVit",
     "Hiera",
     "HieraDet",
-    "ImageEncoderViT",
-    "MultiScaleVit",
+    "MaxxVit",
+    "Nest",
     "SwinTransformer",
     "SwinTransformerV2",
     "SwinTransformerV2Cr",
-    "VisionTransformerSAM",
-    "CSWinTransformer",
-    "MaxxVit",
-    "DaVit",
-    "GlobalContextVit",
+    "TinyVit",
     "Twins",
+    "VisionTransformerSAM",
 }
 _MODELS = (VisionTransformer, VisionTransformerDistilled, Eva, NaFlexVit)
 _ACTIVATIONS: dict[type[nn.Module], str] = {
