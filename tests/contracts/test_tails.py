@@ -56,6 +56,14 @@ def test_the_tail_continues_as_the_backbone_does(backbone, outputs, tail):
     assert (tail.norm(start) - expected).abs().max() > 0.1 * expected.abs().max()
 
 
+def test_it_runs_in_half_the_precision_too(backbone, outputs, tail):
+    grid, start = backbone.tap_shapes["norm"].grid, sequence(outputs, "block:1")
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = tail(start, grid)
+    expected = sequence(outputs, "norm")
+    assert (found - expected).abs().mean() < 0.02 * expected.abs().max()
+
+
 def test_its_description_survives_json(backbone):
     spec = backbone.tail.spec
     assert TailSpec.from_json(spec.to_json()) == spec
