@@ -75,6 +75,11 @@ def resolve_taps(texts: Iterable[str], *, unit: str, depth: int, n_prefix: int) 
     return tuple(str(tap) for tap in sorted(taps, key=_order))
 
 
+def from_first_to_last(texts: Iterable[str]) -> tuple[str, ...]:
+    """Sort taps as the backbone computes them, the final norm last."""
+    return tuple(sorted(texts, key=lambda text: _order(parse_tap(text))))
+
+
 def _order(tap: Tap) -> tuple[int, int, str]:
     return (tap.index is None, tap.index or 0, tap.pool or "")
 
