@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from featstore.commands import extract_command
 from featstore.errors import invalid, not_found
-from featstore.taps import parse_tap, resolve_taps
+from featstore.taps import from_first_to_last, parse_tap, resolve_taps
 from featstore.types import TapShape
 from heads.base import Head
 
@@ -24,11 +24,32 @@ def choose_taps(
         NotFoundError: A tap is not stored; the message says how to add it.
         InvalidInputError: It is no tap, or pooled.
     """
+    if wanted:
+        return _named(features, wanted)
+    dense = {tap: shape for tap, shape in features.taps.items() if shape.grid is not None}
+    input_hw = None if features.plan is None else features.plan.image_size
+    return tuple(dense[tap] for tap in head.default_taps(dense, input_hw=input_hw))
+
+
+def several_taps(
+    features: FeatureSet, wanted: Sequence[str], *, least: int = 2
+) -> tuple[TapShape, ...]:
+    """Choose dense taps to compare: those named, else all that are stored; first to last.
+
+    Raises:
+        NotFoundError: A tap is not stored; the message says how to add it.
+        InvalidInputError: It is no tap, or pooled, or there are fewer than `least`.
+    """
+    shapes = _named(features, wanted) if wanted else tuple(features.taps.values())
+    dense = {shape.tap: shape for shape in shapes if shape.grid is not None}
+    if len(dense) < least:
+        hint = "Add some with `featstore extract --taps`."
+        raise invalid("taps", tuple(dense), f"at least {least} dense taps to compare", hint=hint)
+    return tuple(dense[tap] for tap in from_first_to_last(dense))
+
+
+def _named(features: FeatureSet, wanted: Sequence[str]) -> tuple[TapShape, ...]:
     stored = features.taps
-    if not wanted:
-        dense = {tap: shape for tap, shape in stored.items() if shape.grid is not None}
-        input_hw = None if features.plan is None else features.plan.image_size
-        return tuple(stored[tap] for tap in head.default_taps(dense, input_hw=input_hw))
     names = [_resolved(text, features) for text in wanted]
     for name in names:
         if name not in stored:
