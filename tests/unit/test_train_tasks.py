@@ -9,13 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+from click.testing import CliRunner
 from PIL import Image
 
 import featstore
 import heads
+from cli.heads_app import heads as heads_app
 from featstore.errors import InvalidInputError
 from featstore.items import read_dataset
 from featstore.types import Item
+from heads.reference import evaluate_baseline
 from heads.runs import read_run
 from heads.tasks import TASKS
 from tests.fakes import FakeReader, Things, fake_extract, fake_forward
@@ -120,6 +123,38 @@ def test_learning_lowers_the_loss(store, task):
     losses = [c["value"] for c in curves if c["split"] == "train"]
     assert len(losses) == 60
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+
+
+@pytest.mark.parametrize("baseline", ["knn", "ridge"])
+@pytest.mark.parametrize("name", ["classification", "depth", "distance", "segmentation"])
+def test_a_baseline_is_fitted_and_measured_where_a_run_was(store, name, baseline):
+    report = learn(store, name, steps=1, options={"pictures": 0})
+    found = evaluate_baseline(report.path, baseline)
+    own = heads.evaluate(report.path, device="cpu")
+    assert (found.images, found.groups, found.split) == (own.images, own.groups, "test")
+    assert found.metrics.keys() == own.metrics.keys()
+    assert (found.answers, own.answers) == (baseline, "head")
+    metric, kind = TASKS[f"{name}.v1"].primary_metric, TASKS[f"{name}.v1"]
+    gain = own.metrics[metric] - found.metrics[metric]  # of a head that took a single step
+    assert gain > 0 if kind.is_lower_better else gain < 0
+
+
+def test_a_baseline_that_does_not_fit_is_refused(store):
+    report = learn(store, "boundaries", steps=1, options={"pictures": 0})
+    with pytest.raises(InvalidInputError, match="one of knn, ridge"):
+        evaluate_baseline(report.path, "svm")
+    expected = "`task` must be one of classification, depth, distance, segmentation"
+    with pytest.raises(InvalidInputError, match=expected):
+        evaluate_baseline(report.path, "ridge")
+
+
+def test_the_command_says_what_answered(store):
+    report = learn(store, "depth", steps=1, options={"pictures": 0})
+    place = ["evaluate", report.run_id, "--store", str(store), "--against", "knn"]
+    said = CliRunner().invoke(heads_app, place)
+    assert said.exit_code == 0, said.output
+    assert f"knn in place of the head of {report.run_id}, " in said.output
+    assert CliRunner().invoke(heads_app, [*place, "--queries", "9"]).exit_code == 2
 
 
 def test_classes_and_their_names_travel_with_the_store(store):
