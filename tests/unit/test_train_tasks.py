@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from PIL import Image
 import featstore
 import heads
 from cli.heads_app import heads as heads_app
+from featstore.datasets import open_dataset
 from featstore.errors import InvalidInputError
 from featstore.items import read_dataset
 from featstore.types import Item
 from heads.reference import evaluate_baseline
 from heads.runs import read_run
 from heads.tasks import TASKS
+from tests.datasets import write_voc
 from tests.fakes import FakeReader, Things, fake_extract, fake_forward
 
 SMALL = {"queries": 4, "checks": 2, "pictures": 2}
@@ -265,3 +268,50 @@ def test_a_class_that_was_not_learned_is_left_out_of_the_measure(store, monkeypa
     again = heads.evaluate(report.path, device="cpu")
     assert again.images == report.images - 1
     assert "Unknown class 'new'" in next(iter(again.left_out.values()))
+
+
+class Boxed(Things):
+    """Things as a data set of boxes alone; the last image has none, and is not annotated."""
+
+    def items(self):
+        items = []
+        for number, item in enumerate(super().items()):
+            far = {"class": "far", "box": [30, 4, 46, 30], "difficult": bool(number % 2)}
+            boxes = [{"class": "near", "box": [0, 0, 18, 12]}, far]
+            attributes = {} if number == self.n_images - 1 else {"boxes": boxes}
+            items.append(replace(item, attributes=attributes, label_kinds=("depth",)))
+        return items
+
+
+def test_boxes_without_masks_are_learned_and_measured(tmp_path):
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [Boxed(30)])
+    with pytest.raises(InvalidInputError, match=r"kinds of labels they have: boxes, class, depth"):
+        learn(path, "detection")
+    report = learn(path, "detection", steps=40, lr=1e-2, options={"truth": "boxes"})
+    assert "ap@native" in report.metrics
+    again = heads.evaluate(report.path, device="cpu")
+    assert (again.metrics, again.images) == (report.metrics, 6)
+    record = read_run(Path(report.path)).record
+    assert record["labels"] == {"kind": "boxes", "data": None}
+    assert record["images"]["train"] + record["images"]["val"] == 23  # one is not annotated
+    assert len(report.pictures) == 2
+
+
+def test_boxes_of_another_data_set_are_joined_by_image(tmp_path, monkeypatch):
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [FakeReader(30)])
+    monkeypatch.setattr("heads.labels.open_dataset", lambda spec: Boxed(30))
+    report = learn(path, "detection", steps=2, data="fake:x", options={"truth": "boxes"})
+    assert read_run(Path(report.path)).record["labels"]["kind"] == "boxes"
+    assert heads.evaluate(report.path, device="cpu").metrics == report.metrics
+
+
+def test_the_boxes_of_vocs_files_are_learned(tmp_path):
+    write_voc(tmp_path / "voc", {"train": 6, "val": 2})
+    shutil.rmtree(tmp_path / "voc" / "SegmentationObject")
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [open_dataset(f"voc:{tmp_path / 'voc'}")])
+    report = learn(path, "detection", steps=2, options={"truth": "boxes"})
+    line = pq.read_table(Path(report.path) / "per_image.parquet").to_pylist()[0]
+    assert line["n_true_all_native"] == 1  # the cat; the dog is difficult
