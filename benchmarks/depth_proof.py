@@ -14,12 +14,9 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,45 +25,18 @@ from featstore.api import FeatureSet
 from featstore.api import open as open_store
 from featstore.datasets import open_dataset
 from featstore.extract import extract
-from heads.base import TapTokens
-from heads.baselines import Baseline, fit_mean_map, fit_nearest_patches, fit_ridge
-from heads.evaluate import labelled, measure_pairs
+from heads.baselines import fit_mean_map
+from heads.evaluate import measure_pairs
 from heads.feed import Feed
 from heads.labels import StoredLabels
 from heads.model import Model, load
+from heads.nearest import fit_nearest
+from heads.reference import Fitted, FittedHead, TapBatches
+from heads.ridge import fit_ridge
 from heads.runs import find_run
 from heads.selection import Pair, select_split
-from heads.targets import checked_label
 
 BACKBONE = "efficientnet_lite0"
-
-
-class BaselineHead(nn.Module):
-    """Lets a fitted baseline stand where a head stands, so that it is measured alike."""
-
-    def __init__(self, baseline: Baseline) -> None:
-        super().__init__()
-        self.baseline = baseline
-        self.device_marker = nn.Parameter(torch.zeros(()))
-
-    def forward(self, inputs: list[TapTokens]) -> Tensor:
-        """Predict from the one tap."""
-        return self.baseline.predict(inputs[0])
-
-
-def batches(
-    model: Model, features: FeatureSet, pairs: tuple[Pair, ...]
-) -> Iterator[tuple[TapTokens, Mapping[str, Tensor]]]:
-    """Give tokens and targets of `pairs`, image by image."""
-    feed = Feed(features, model.array_names, model.device)
-    labels = StoredLabels(features.store, model.task.label_kind)
-    placements = features.placements([pair.row for pair in pairs])
-    for pair, label in labelled(pairs, labels):
-        values, valid = checked_label(label, placements[pair.row])
-        prepared = model.task.prepare(values, valid, placements[pair.row], model.head.output_hw)
-        targets = {name: torch.from_numpy(np.asarray(a))[None] for name, a in prepared.items()}
-        tensors = feed.tensors([pair.row])
-        yield model.tokens(tensors, [placements[pair.row]])[0], targets
 
 
 def unseen_pairs(model: Model, features: FeatureSet) -> tuple[tuple[Pair, ...], StoredLabels]:
@@ -89,22 +59,23 @@ def measure(model: Model, head: nn.Module, features: FeatureSet) -> dict[str, ob
     return {"rmse": round(rmse.value, 4), "low": round(rmse.low, 4), "high": round(rmse.high, 4)}
 
 
-def fitted(model: Model, features: FeatureSet) -> dict[str, Baseline]:
+def fitted(model: Model, features: FeatureSet) -> dict[str, Fitted]:
     """Fit what the head has to beat on the same training rooms."""
     kind = model.task.label_kind
-    pairs, _ = select_split(
+    pairs, labels = select_split(
         features.store, features, taps=list(model.tap_names), kind=kind, split="train", data=None
     )
-    groups = sorted({pair.group for pair in pairs})
-    held_out = set(groups[::8])
-    train = tuple(pair for pair in pairs if pair.group not in held_out)
-    validation = tuple(pair for pair in pairs if pair.group in held_out)
+    held_out = set(sorted({pair.group for pair in pairs})[::8])
+    parts = ([], [])
+    for pair in pairs:
+        parts[pair.group in held_out].append(pair)
+    train, validation = (TapBatches(model, features, part, labels) for part in parts)
     return {
-        "ridge": fit_ridge(batches(model, features, train), batches(model, features, validation)),
-        "nearest patches": fit_nearest_patches(
-            batches(model, features, train), batches(model, features, validation)
+        "ridge": fit_ridge(model.task, train, validation, output_hw=model.head.output_hw),
+        "nearest patches": fit_nearest(
+            model.task, train, validation, output_hw=model.head.output_hw
         ),
-        "train mean": fit_mean_map(batches(model, features, train)),
+        "train mean": fit_mean_map(train),
     }
 
 
@@ -144,7 +115,7 @@ def run_one(folder: Path, weights: str | None, args: argparse.Namespace) -> None
         results[f"deap, seed {seed}"] = measure(model, model.head, measured_on)
     if weights is None:
         for name, baseline in fitted(model, trained_on).items():
-            results[name] = measure(model, BaselineHead(baseline), measured_on)
+            results[name] = measure(model, FittedHead(baseline, model.head), measured_on)
     for name, found in results.items():
         line = {
             "name": f"depth_proof, {weights or 'pretrained'} weights: {name}",

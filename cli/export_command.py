@@ -29,6 +29,13 @@ from cli.common import (
     help="torch: a torch.export program (.pt2); onnx needs the extra `export`.",
 )
 @click.option(
+    "--queries",
+    type=click.IntRange(2),
+    default=None,
+    metavar="N",
+    help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
+)
+@click.option(
     "--out",
     "out_path",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -42,6 +49,7 @@ from cli.common import (
 def export(
     run: str,
     form: str,
+    queries: int | None,
     out_path: Path | None,
     store_path: Path,
     runs_path: Path | None,
@@ -58,12 +66,13 @@ def export(
     Example:
         heads export @last
         heads export @last --format onnx --out depth.onnx
+        heads export @last --queries 56
     """
     from heads.export import export as write
 
     store = chosen_store(store_path, runs_path)
     with resumable("Nothing was written."):
-        report = write(run, out_path, form=form, store=store, runs=runs_path)
+        report = write(run, out_path, form=form, queries=queries, store=store, runs=runs_path)
     if report.note:
         say(f"Note: {report.note}.")
     if as_json:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("kind", metavar="FIGURE", type=click.Choice(["relative", "budget", "correlation"]))
+@click.argument(
+    "kind", metavar="FIGURE", type=click.Choice(["relative", "budget", "correlation", "speed"])
+)
 @click.option(
     "--out",
     "out_path",
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
     default=None,
     help="A picture, or the numbers behind it. [default: as FILE ends, else png]",
 )
+@click.option(
+    "--any-device",
+    "is_any_device",
+    is_flag=True,
+    help="Of speed: show backbones together that were timed on different devices.",
+)
 @store_option
 @runs_option
 @json_option
@@ -39,6 +47,7 @@ def figure(
     kind: str,
     out_path: Path,
     style: str | None,
+    is_any_device: bool,
     store_path: Path,
     runs_path: Path | None,
     as_json: bool,
@@ -46,14 +55,18 @@ def figure(
     """Draw a figure of the finished runs of a store.
 
     relative: each backbone's score as a share of the best one's, task by task. budget: parameters
-    of heads against their score. correlation: whether two tasks rank the backbones alike. Only
+    of heads against their score. correlation: whether two tasks rank the backbones alike. speed:
+    the latency of the backbones, which `featstore extract` measures, against their score. Only
     runs that `heads table` ranks together stand in one panel.
 
     \b
     Example:
         heads figure relative --out relative.png
         heads figure budget --out budget.csv --format csv
+        heads figure speed --out speed.png
     """
+    if is_any_device and kind != "speed":
+        raise click.UsageError(f"--any-device is of the figure speed, not of {kind}.")
     from featstore.files import write_bytes
     from heads.entries import read_entries
     from heads.figures import make_figure
@@ -61,7 +74,14 @@ def figure(
     from heads.table import make_table
 
     entries, _ = read_entries(list_runs(store_path, runs=runs_path))
-    data = make_figure(kind, make_table(entries))
+    table = make_table(entries)
+    if kind == "speed":
+        from heads.speed import latencies_of, speed_figure
+
+        timed = latencies_of(store_path, entries)
+        data = speed_figure(table, timed, is_any_device=is_any_device)
+    else:
+        data = make_figure(kind, table)
     is_csv = style == "csv" or (style is None and out_path.suffix.lower() == ".csv")
     if is_csv:
         written = figure_csv(data).encode()

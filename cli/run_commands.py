@@ -25,6 +25,7 @@ from cli.progress import ProgressLine
 from cli.tables import count, interval, metrics, table
 
 if TYPE_CHECKING:
+    from heads.evaluate import EvaluationReport
     from heads.runs import Run
 
 run_argument = click.argument("run", metavar="RUN")
@@ -46,39 +47,69 @@ run_argument = click.argument("run", metavar="RUN")
     metavar="N",
     help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
 )
+@click.option(
+    "--against",
+    "baseline",
+    type=click.Choice(["knn", "ridge"]),
+    default=None,
+    help="Measure this in place of the head, fitted to the run's training images.",
+)
 @device_option
 @store_option
 @runs_option
 @json_option
 def evaluate(
-    run: str, store_path: Path, runs_path: Path | None, as_json: bool, **options: Any
+    run: str,
+    baseline: str | None,
+    store_path: Path,
+    runs_path: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure the best head of a run again. RUN is an id, the start of one, or @last.
 
     Metrics are computed at the labels' own resolution; intervals are 95 % and resample whole
     groups (scenes, videos, individuals). train, val and test mean the parts that the run used.
 
+    --against knn and --against ridge tell what the same stored tokens give without training, for
+    classification, depth, distance and segmentation: the vote of the nearest training tokens by
+    cosine, or a linear map solved in closed form.
+
     \b
     Example:
         heads evaluate @last
         heads evaluate @last --split val --json
         heads evaluate @last --queries 112
+        heads evaluate @last --against ridge
     """
-    from heads.evaluate import evaluate as measure
-
     store = chosen_store(store_path, runs_path)
     with resumable("Nothing was changed."), ProgressLine() as progress:
-        report = measure(run, store=store, runs=runs_path, progress=progress, **options)
+        place: dict[str, Any] = {"store": store, "runs": runs_path, "progress": progress}
+        report = _measure(run, baseline, {**place, **options})
     for path, reason in list(report.left_out.items())[:MAX_LISTED]:
         say(f"Left out {path}: {reason}")
     if as_json:
         print_json(report.to_json())
     else:
-        click.echo(f"{report.run_id}, {count(report.images, 'image')} of {report.split}\n")
+        answers = "" if baseline is None else f"{baseline} in place of the head of "
+        click.echo(f"{answers}{report.run_id}, {count(report.images, 'image')} of {report.split}\n")
         click.echo(metrics(report.metrics, report.intervals))
         click.echo(report.note)
     if report.left_out:
         leave(LEFT_OUT)
+
+
+def _measure(run: str, baseline: str | None, options: dict[str, Any]) -> EvaluationReport:
+    if baseline is None:
+        from heads.evaluate import evaluate as measure
+
+        return measure(run, **options)
+    if options.pop("queries") is not None:
+        raise click.UsageError("--queries asks a head; leave out --against.")
+    options.pop("device")  # a baseline computes on the processor
+    from heads.reference import evaluate_baseline
+
+    return evaluate_baseline(run, baseline, **options)
 
 
 @click.command()

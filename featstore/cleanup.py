@@ -17,6 +17,7 @@ from typing import Any
 from featstore.errors import ConflictError, FormatError
 from featstore.feature_sets import find_feature_set
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
+from featstore.latency import latency_path
 from featstore.store import FeatureSetFolder, StoreFolder, open_folder
 from featstore.types import TapShape
 
@@ -202,4 +203,5 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
             folder.path.rename(aside)
             fsync_path(folder.path.parent)
             shutil.rmtree(aside)
+            latency_path(store.path, folder.key).unlink(missing_ok=True)
     return report

@@ -13,6 +13,7 @@ import numpy as np
 from featstore.backbones import Backbone
 from featstore.errors import InvalidInputError
 from featstore.extract import default_batch_size, plan_of, prepare_backbone
+from featstore.latency import run_once
 from featstore.plan import RunOptions
 from featstore.planning import open_readers, select_items
 from featstore.store import STORE_DTYPES
@@ -97,14 +98,8 @@ def estimate(
 def images_per_second(model: Backbone, batch_size: int, *, n_batches: int = 2) -> float:
     """Time a few forward passes of grey images, after one that does not count."""
     images = np.full((batch_size, *model.input_hw, 3), 128, np.uint8)
-    _run_once(model, images)
+    run_once(model, images)
     start = time.perf_counter()
     for _ in range(n_batches):
-        _run_once(model, images)
+        run_once(model, images)
     return batch_size * n_batches / (time.perf_counter() - start)
-
-
-def _run_once(model: Backbone, images: np.ndarray) -> None:
-    """Run one batch to the end; reading one number back waits for the device."""
-    outputs = model.forward(images)
-    float(next(iter(outputs.values())).flatten()[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from featstore.extraction import Extraction, ExtractReport
 from featstore.feature_sets import FinalNorm, NewFeatureSet
 from featstore.hashing import short_key
 from featstore.index import refresh
+from featstore.latency import latency_path, record_latency
 from featstore.layout import choose_shard_rows
 from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import open_readers, select_items
@@ -177,9 +179,14 @@ def _run(
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
     with extraction.locked_store(new.key) as store:
         source = BackboneSource(Readers(store, extraction.readers), model, plan)
-        return extraction.run(
+        report = extraction.run(
             store, new, shapes, framing=framing, source=source, batch_size=batch_size
         )
+        if not extraction.options.latency:
+            return report
+        path = latency_path(store.path, new.key)
+        latency = record_latency(path, model, is_renewed=report.new_rows > 0)
+        return replace(report, latency=latency)
 
 
 def _tail_messages(model: Backbone) -> list[str]:

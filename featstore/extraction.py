@@ -17,6 +17,7 @@ from featstore.feature_sets import NewFeatureSet, ensure_feature_set, plan_diffe
 from featstore.files import exclusive, remove_partials
 from featstore.items import BadImage, FoundItem, find_items, write_items
 from featstore.labels import store_labels
+from featstore.latency import Latency
 from featstore.plan import RunOptions
 from featstore.planning import Work, bad_rows, plan_work
 from featstore.shard_job import Source, run_jobs
@@ -43,6 +44,7 @@ class ExtractReport:
     bytes: int  # of `rows`, as they lie on the disk
     seconds: float
     images_per_second: float  # of the new rows, the loading of the model left out
+    latency: Latency | None = None  # of the backbone, where it was asked for
 
     def to_json(self) -> dict[str, Any]:
         """Give JSON values; `bad_images` counts, `bad` lists."""

@@ -172,6 +172,7 @@ class RunOptions:
     n_threads: int | None = None  # for decoding; None: as many as cores
     on_bad_image: str = "skip"
     targets: bool = True  # store labels and thumbnails
+    latency: bool = False  # time the backbone afterwards, for `heads figure speed`
 
     def __post_init__(self) -> None:
         if self.on_bad_image not in ("skip", "fail"):

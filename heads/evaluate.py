@@ -62,6 +62,7 @@ class EvaluationReport:
     """What `evaluate` measured."""
 
     run_id: str
+    answers: str  # "head", or the baseline in its place
     split: str
     data: str | None
     output_hw: tuple[int, int]
@@ -112,13 +113,40 @@ def evaluate(
     model = load(found, device=device)
     if queries is not None:
         model.head.ask_on(queries)
-    opened = open_store(store_of(found, store))
-    features = opened.feature_set(found.record["feature_sets"][0])
-    pairs, labels = pairs_to_measure(found, features, model.task, split, data)
+    features = open_store(store_of(found, store)).feature_set(found.record["feature_sets"][0])
+    return measure_run(found, model, features, split=split, data=data, progress=progress)
+
+
+def measure_run(
+    run: Run,
+    model: Model,
+    features: FeatureSet,
+    *,
+    split: str,
+    data: str | None,
+    progress: ProgressCallback,
+    answers: str = "head",
+) -> EvaluationReport:
+    """Measure a model on what a run is measured on: its own head, or what stands in its place.
+
+    Args:
+        run: Run.
+        model: What answers, for the run's task and taps.
+        features: The run's feature set.
+        split: See `evaluate`.
+        data: See `evaluate`.
+        progress: Called with reports of progress.
+        answers: Name of what answers, for the report.
+
+    Raises:
+        InvalidInputError: Nothing in the split can be measured.
+    """
+    pairs, labels = pairs_to_measure(run, features, model.task, split, data)
     feed = Feed(features, model.array_names, model.device)
     result = measure_pairs(model, feed, pairs, labels, progress=progress)
     return EvaluationReport(
-        run_id=found.run_id,
+        run_id=run.run_id,
+        answers=answers,
         split=split,
         data=data,
         output_hw=model.head.output_hw,

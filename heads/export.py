@@ -59,6 +59,7 @@ def export(
     out: str | Path | None = None,
     *,
     form: str = "torch",
+    queries: int | None = None,
     store: str | Path | None = None,
     runs: str | Path | None = None,
 ) -> ExportReport:
@@ -66,17 +67,19 @@ def export(
 
     Graph and run are compared on random tokens, one image and three: every number must agree
     within ``1e-4 + 1e-4 * |number of the run|``, else nothing is written. The batch is free, all
-    other sizes are those of the run.
+    other sizes are those of the run, but for the output's where `queries` says so: the graph then
+    gives what `heads.evaluate` with that number measures.
 
     Args:
         run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
         out: The file; None: the run's id in the current folder.
         form: "torch" (a `torch.export` program) or "onnx".
+        queries: Side of another grid of queries than the head was trained on; None: the same.
         store: Where to look the run up.
         runs: Folder of the runs, where it is not the store's own.
 
     Raises:
-        InvalidInputError: There is no such format.
+        InvalidInputError: There is no such format, or the head has no such grid of queries.
         NotFoundError: The run is not there, or a package that the format needs is missing.
         ExportError: The graph cannot be made, or it does not give the numbers of the run.
     """
@@ -86,8 +89,10 @@ def export(
         _check_onnx_packages()
     found = locate_run(run, store=store, runs=runs)
     model = load(found, device="cpu")
+    if queries is not None:
+        model.head.ask_on(queries)
     names = inputs_read(model)
-    about = describe_export(model, found.record, names)
+    about = describe_export(model, found.record, names, queries=queries)
     written = write_graph(model, names, form=form, about=about)
     reader = onnx_graph if form == "onnx" else torch_graph
     difference = check_graph(reader(written), model, names)
@@ -232,9 +237,16 @@ def check_graph(graph: Graph, model: Model, names: Sequence[str]) -> float:
 
 
 def describe_export(
-    model: Model, record: Mapping[str, Any], names: Sequence[str]
+    model: Model, record: Mapping[str, Any], names: Sequence[str], *, queries: int | None = None
 ) -> dict[str, Any]:
-    """Tell all that is needed to use the graph elsewhere, as JSON values."""
+    """Tell all that is needed to use the graph elsewhere, as JSON values.
+
+    Args:
+        model: Head and task, asked on the grid that the graph has.
+        record: Of the run.
+        names: Inputs of the graph.
+        queries: Side of the grid where it is not the one that the head was trained on.
+    """
     plan = record["plan"]
     task = model.task
     return {
@@ -242,6 +254,7 @@ def describe_export(
         "run": record.get("run_id"),
         "head": record["head"],
         "head_options": record["options"]["head"],
+        "asked_queries": queries,
         "task": record["task"],
         "task_options": record["options"]["task"],
         "class_names": list(getattr(task, "class_names", ())) or None,

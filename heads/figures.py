@@ -85,7 +85,7 @@ class FigureData:
 
 
 def make_figure(kind: str, table: Table) -> FigureData:
-    """Choose what a figure shows.
+    """Choose what a figure shows that needs nothing but runs; `heads.speed` needs latencies too.
 
     Args:
         kind: "relative", "budget" or "correlation".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from featstore.hashing import image_key, short_key
 from featstore.items import class_names, item_id, read_dataset
 from featstore.store import crop_text
 from featstore.types import Item, Label, Reader
+from heads.box_labels import BOXES, boxes_text
 
 if TYPE_CHECKING:
     from featstore.api import Store
@@ -32,6 +34,8 @@ _KINDS = """
 select distinct unnest(label_kinds) as kind from items
 union
 select 'class' as kind from items where label is not null
+union
+select 'boxes' as kind from items where contains(attributes, '"boxes":')
 order by kind
 """
 _CLASSES = """
@@ -39,6 +43,12 @@ select item, label
 from items
 where dataset = $dataset and label is not null
 order by item
+"""
+_BOXES = """
+select dataset, item, attributes
+from items
+where contains(attributes, '"boxes":')
+order by dataset, item
 """
 CLASS = "class"
 """The kind of label that names the class of a whole image, and is no map."""
@@ -109,33 +119,36 @@ class StoredLabels:
         return self._store.thumbnail(dataset, item)
 
 
-class ClassLabels:
-    """Class names of whole images, given as labels of the kind "class": their name in UTF-8."""
+class ItemLabels:
+    """Labels that are no maps, and stand with the items: a class, or boxes, as text in UTF-8."""
 
-    kind = CLASS
-
-    def __init__(self, inner: LabelSource, classes_of: Callable[[str], Mapping[str, str]]) -> None:
+    def __init__(
+        self, inner: LabelSource, kind: str, texts_of: Callable[[str], Mapping[str, str]]
+    ) -> None:
         """Take all but the labels from `inner`.
 
         Args:
             inner: Where images, formats and specs come from.
-            classes_of: Gives item to class name for a data set.
+            kind: "class" or "boxes".
+            texts_of: Gives item to label for a data set.
         """
+        self.kind = kind
         self.spec = inner.spec
         self._inner = inner
-        self._classes_of = lru_cache(maxsize=None)(classes_of)
+        self._texts_of = lru_cache(maxsize=None)(texts_of)
 
     def iterate(self, dataset: str, items: Sequence[str]) -> Iterator[tuple[str, Label]]:
         """Go through items and labels."""
-        known = self._classes_of(dataset)
+        known = self._texts_of(dataset)
+        source = "label" if self.kind == CLASS else self.kind
         for item in items:
             if item in known:
                 data = known[item].encode()
-                yield item, Label(kind=CLASS, encoding="text", data=data, source="label")
+                yield item, Label(kind=self.kind, encoding="text", data=data, source=source)
 
     def version(self, dataset: str) -> str:
-        """Name all classes of all items."""
-        return short_key(sorted(self._classes_of(dataset).items()))
+        """Name all labels of all items."""
+        return short_key(sorted(self._texts_of(dataset).items()))
 
     def format_of(self, dataset: str) -> str:
         """Give the format of the data set."""
@@ -143,7 +156,8 @@ class ClassLabels:
 
     def class_names(self, dataset: str) -> tuple[str, ...] | None:
         """List the classes that its images have, in the order of their names."""
-        return tuple(sorted(set(self._classes_of(dataset).values())))
+        is_class = self.kind == CLASS
+        return tuple(sorted(set(self._texts_of(dataset).values()))) if is_class else None
 
     def image(self, dataset: str, item: str) -> bytes | None:
         """Give the encoded image of an item."""
@@ -153,6 +167,8 @@ class ClassLabels:
 def open_stored_labels(store: Store, kind: str) -> LabelSource:
     """Open the labels of one kind that the store itself has."""
     stored = StoredLabels(store, kind)
+    if kind == BOXES:
+        return ItemLabels(stored, BOXES, lambda dataset: _stored_boxes(store).get(dataset, {}))
     if kind != CLASS:
         return stored
 
@@ -160,7 +176,17 @@ def open_stored_labels(store: Store, kind: str) -> LabelSource:
         table = store.sql(_CLASSES, {"dataset": dataset})
         return dict(zip(table["item"].to_pylist(), table["label"].to_pylist(), strict=True))
 
-    return ClassLabels(stored, classes_of)
+    return ItemLabels(stored, CLASS, classes_of)
+
+
+def _stored_boxes(store: Store) -> dict[str, dict[str, str]]:
+    """Give the boxes of all items that name some, or say that they have none: by data set."""
+    found: dict[str, dict[str, str]] = {}
+    for line in store.sql(_BOXES, {}).to_pylist():
+        text = boxes_text(line["attributes"])
+        if text is not None:
+            found.setdefault(line["dataset"], {})[line["item"]] = text
+    return found
 
 
 class ReaderLabels:
@@ -216,6 +242,9 @@ def stored_labels(
     """
     if kind == CLASS:
         kept = [line for line in lines if line["label"] is not None]
+    elif kind == BOXES:
+        boxes = _stored_boxes(store)
+        kept = [line for line in lines if line["item"] in boxes.get(line["dataset"], {})]
     else:
         table = store.sql(_LABELLED, {"kind": kind})
         labelled = set(zip(table["dataset"].to_pylist(), table["item"].to_pylist(), strict=True))
@@ -263,11 +292,16 @@ def reader_labels(data: str, lines: Sequence[Line], *, kind: str) -> tuple[Label
     labels: LabelSource = ReaderLabels(reader, kind, known)
     if kind == CLASS:
         named = {name: item.label for name, item in known.items() if item.label is not None}
-        labels = ClassLabels(labels, lambda dataset: named)
+        labels = ItemLabels(labels, CLASS, lambda dataset: named)
+    if kind == BOXES:
+        boxes = {name: json.dumps(item.attributes[BOXES]) for name, item in known.items()}
+        labels = ItemLabels(labels, BOXES, lambda dataset: boxes)
     return labels, joined
 
 
 def _has_label(item: Item, kind: str) -> bool:
+    if kind == BOXES:
+        return item.attributes.get(BOXES) is not None
     return item.label is not None if kind == CLASS else kind in item.label_kinds
 
 

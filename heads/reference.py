@@ -1,27 +1,139 @@
-"""What a run has to beat: predicting the train mean, scored exactly as the run was scored."""
+"""What a run has to beat, scored exactly as the run was: the train mean, ridge, neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featstore import open as open_store
-from featstore.errors import InvalidInputError
-from featstore.types import Placement
-from heads.base import TapTokens
+from featstore.errors import InvalidInputError, invalid
+from featstore.types import Placement, ProgressCallback, ignore_progress
+from heads.base import Head, TapTokens
 from heads.baselines import fit_mean_map
-from heads.evaluate import labelled, locate_run, store_of
-from heads.labels import StoredLabels
+from heads.evaluate import (
+    EvaluationReport,
+    labelled,
+    locate_run,
+    measure_run,
+    pairs_to_measure,
+    store_of,
+)
+from heads.feed import Feed
+from heads.joining import join
+from heads.labels import LabelSource, StoredLabels
 from heads.metrics import Metric
-from heads.model import load
+from heads.model import Model, load
+from heads.nearest import fit_nearest
+from heads.ridge import fit_ridge
 from heads.runs import PAIRS
-from heads.selection import TEST, TRAIN, Pair, pairs_from_table
+from heads.selection import TEST, TRAIN, VAL, Pair, pairs_from_table
 from heads.targets import checked_label
 from heads.tasks import Task
+from heads.token_targets import token_reading
+
+if TYPE_CHECKING:
+    from featstore.api import FeatureSet
+
+
+class Fitted(Protocol):
+    """What a fit gives."""
+
+    def predict(self, tokens: TapTokens) -> Tensor:
+        """Give (batch, n_outputs, Ho, Wo) as a head does."""
+        ...
+
+
+BASELINES: Mapping[str, Callable[..., Fitted]] = {"knn": fit_nearest, "ridge": fit_ridge}
+
+
+class FittedHead(nn.Module):
+    """Lets a fitted baseline stand where a head stands, so that it is measured alike."""
+
+    def __init__(self, fitted: Fitted, head: Head) -> None:
+        super().__init__()
+        self.fitted = fitted
+        self.output_hw = head.output_hw
+        self.on_cpu = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, inputs: Sequence[TapTokens]) -> Tensor:
+        """Predict from the taps, laid over one another."""
+        return self.fitted.predict(join(inputs, torch.float32))
+
+
+def evaluate_baseline(
+    run: str | Path,
+    baseline: str,
+    *,
+    store: str | Path | None = None,
+    runs: str | Path | None = None,
+    split: str = TEST,
+    data: str | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> EvaluationReport:
+    """Fit a baseline to a run's own training images and taps, and measure it as the run was.
+
+    Its one number, lambda or k, is chosen on the run's held-out part. It computes on the
+    processor. Tasks: classification, depth, distance, segmentation.
+
+    Args:
+        run: See `heads.evaluate`.
+        baseline: "ridge" or "knn".
+        store: See `heads.evaluate`.
+        runs: See `heads.evaluate`.
+        split: See `heads.evaluate`.
+        data: See `heads.evaluate`: of what is measured; it is fitted to what the run learned.
+        progress: Called with reports of progress.
+
+    Raises:
+        NotFoundError: The run, its store or its features are not there.
+        InvalidInputError: The baseline is not known or does not know the task, or the run held
+            nothing out to choose on.
+    """
+    if baseline not in BASELINES:
+        raise invalid("baseline", baseline, f"one of {', '.join(BASELINES)}")
+    found = locate_run(run, store=store, runs=runs)
+    model = load(found)
+    token_reading(model.task)
+    features = open_store(store_of(found, store)).feature_set(found.record["feature_sets"][0])
+    train, val = (
+        TapBatches(model, features, *pairs_to_measure(found, features, model.task, part, None))
+        for part in (TRAIN, VAL)
+    )
+    fitted = BASELINES[baseline](model.task, train, val, output_hw=model.head.output_hw)
+    stand_in: Any = FittedHead(fitted, model.head)
+    as_model = Model(head=stand_in, task=model.task, taps=model.taps, norm=model.norm)
+    return measure_run(
+        found, as_model, features, split=split, data=data, progress=progress, answers=baseline
+    )
+
+
+class TapBatches:
+    """Tokens of a model's taps, laid over one another, with targets: one image a batch."""
+
+    def __init__(
+        self, model: Model, features: FeatureSet, pairs: Sequence[Pair], labels: LabelSource
+    ) -> None:
+        self._model, self._features = model, features
+        self._pairs, self._labels = pairs, labels
+
+    def __iter__(self) -> Iterator[tuple[TapTokens, Mapping[str, Tensor]]]:
+        """Read the images again, in the order in which their labels come."""
+        model = self._model
+        feed = Feed(self._features, model.array_names, model.device)
+        placements = self._features.placements([pair.row for pair in self._pairs])
+        for pair, label in labelled(self._pairs, self._labels):
+            placement = placements[pair.row]
+            values, valid = checked_label(label, placement)
+            prepared = model.task.prepare(values, valid, placement, model.head.output_hw)
+            targets = {name: torch.from_numpy(np.asarray(a))[None] for name, a in prepared.items()}
+            tokens = model.tokens(feed.tensors([pair.row]), [placement])
+            yield join(tokens, torch.float32), targets
 
 
 def measure_train_mean(

@@ -144,7 +144,7 @@ def make_setup(
     options = _options(head_name, task_name, request.options)
     features = store.feature_set(request.feature_set, backbone=request.backbone)
     shapes = choose_taps(features, HEADS[head_name], request.taps)
-    kind = TASKS[task_name].label_kind
+    kind = TASKS[task_name].label_kind_for(options["task"])
     _check_fits(head_name, task_name)
     selection, labels = _select(features, shapes, kind, request, resumed_path)
     names = _class_names(selection, labels) if kind in ("classes", CLASS) else None

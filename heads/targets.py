@@ -23,6 +23,7 @@ from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors, writ
 from featstore.hashing import short_key
 from featstore.images import decode_label
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
+from heads.box_labels import BOXES, box_table
 from heads.labels import CLASS, LabelSource
 from heads.selection import Pair
 
@@ -240,13 +241,17 @@ def _prepare(
 def checked_label(label: Label, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
     """Decode a label that must be of its image's size and hold a value.
 
-    A class of the whole image is its name, in an array without axes.
+    A class of the whole image is its name, in an array without axes; boxes are a table, see
+    `heads.box_labels.box_table`.
 
     Raises:
         InvalidInputError: It does not decode, is of another size, or holds no valid value.
     """
     if label.kind == CLASS:
         return np.array(label.data.decode()), np.array(True)
+    if label.kind == BOXES:
+        table = box_table(label.data.decode())
+        return table, np.ones(table.shape, dtype=bool)
     values, valid = decode_label(label)
     if values.shape != placement.source_hw:
         raise InvalidInputError(

@@ -9,14 +9,14 @@ A list of ``ImageSets/Main`` has few images with segmentation, so an image has a
 a file. In the other lists a missing file is an error of that image, unless not one image of the
 list has one (the labels of VOC's test images are not published).
 
-In VOC itself, where no test image has a label, ``val`` is the split "test", as everybody measures
-on it, and images without a label are the split "unlabelled".
+In VOC itself, where no test image has a label or boxes, ``val`` is the split "test", as everybody
+measures on it, and the images of the test list are the split "unlabelled".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -62,7 +62,8 @@ class VocReader:
         boxes = {entry: read_boxes(root / "Annotations" / f"{entry}.xml") for entry in listed}
         self._entries = {f"JPEGImages/{images.get(n, f'{n}.jpg')}": n for n in listed}
         is_voc = _is_voc(root, boxes)
-        split_of = _split_names(lists, kinds, is_voc=is_voc)
+        labelled = {n for n in listed if kinds[n] or boxes[n] is not None}
+        split_of = _split_names(lists, labelled, is_voc=is_voc)
         self._items = [
             Item(
                 path=path,
@@ -117,13 +118,13 @@ def _read_lists(root: Path) -> tuple[Path, dict[str, dict[str, None]]]:
 
 def _split_names(
     lists: Mapping[str, Mapping[str, None]],
-    kinds: Mapping[str, tuple[str, ...]],
+    labelled: Set[str],
     *,
     is_voc: bool,
 ) -> dict[str, str]:
-    """Name the split of each list."""
+    """Name the split of each list, given the images that have a label or boxes."""
     names = {split: split for split in lists}
-    has_test_labels = any(kinds[entry] for entry in lists.get("test", ()))
+    has_test_labels = not labelled.isdisjoint(lists.get("test", ()))
     if is_voc and "val" in lists and not has_test_labels:
         names |= {"val": "test"} | ({"test": "unlabelled"} if "test" in lists else {})
     return names

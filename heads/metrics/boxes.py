@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from featstore.errors import invalid
 from heads.bootstrap import bootstrap_weights
+from heads.box_labels import COUNTED, CROWD
 from heads.metrics.base import Metric, Stats, named_metrics
 
 MAX_BOXES = 100
@@ -34,8 +36,14 @@ def box_stats(
     area_m: np.ndarray,
     *,
     frame: str,
+    kind_m: np.ndarray | None = None,
+    void_n: np.ndarray | None = None,
 ) -> dict[str, float | list[float]]:
     """Match the boxes of one image in one frame.
+
+    A box that matches what is left out counts neither way, and a thing that is left out need not
+    be found: COCO's rule of crowds, any number of boxes to a crowd, their overlap being the share
+    of the box that lies on it; and VOC's of difficult things, which match as others do.
 
     Args:
         boxes_n4: (n, 4) x0, y0, x1, y1 in pixels of the frame, the highest score first.
@@ -43,6 +51,8 @@ def box_stats(
         true_m4: (m, 4), likewise.
         area_m: (m,) area of each thing, square pixels of the frame.
         frame: Name that ends the names of the lists.
+        kind_m: (m,) `COUNTED`, `CROWD` or `DIFFICULT` of `heads.box_labels`; None: all count.
+        void_n: (n,) share of each box on pixels without a label, which are taken as one crowd.
 
     Returns:
         For each range of areas, ``n_true_RANGE_FRAME``, and one number a box,
@@ -51,15 +61,22 @@ def box_stats(
     with contextlib.redirect_stdout(io.StringIO()):
         judge = COCOeval(iouType="bbox")
     judge.params.imgIds, judge.params.catIds = [1], [1]
+    kinds = np.full(len(true_m4), COUNTED) if kind_m is None else kind_m
     judge._gts[1, 1] = [
-        {"id": i + 1, "bbox": _xywh(box), "area": float(area), "iscrowd": 0, "ignore": 0}
-        for i, (box, area) in enumerate(zip(true_m4, area_m, strict=True))
+        _thing(i + 1, box, area, int(kind))
+        for i, (box, area, kind) in enumerate(zip(true_m4, area_m, kinds, strict=True))
     ]
+    has_void = void_n is not None and bool((void_n > 0).any())
+    if has_void:
+        judge._gts[1, 1].append(_thing(len(true_m4) + 1, np.zeros(4), 0.0, CROWD))
     judge._dts[1, 1] = [
         {"id": i + 1, "bbox": _xywh(box), "score": float(s), "area": float(_area(box))}
         for i, (box, s) in enumerate(zip(boxes_n4, scores_n, strict=True))
     ]
-    judge.ious = {(1, 1): judge.computeIoU(1, 1)}
+    ious = judge.computeIoU(1, 1)
+    if has_void:
+        ious[:, -1] = void_n
+    judge.ious = {(1, 1): ious}
     stats: dict[str, float | list[float]] = {}
     for name, limits in RANGES.items():
         found = judge.evaluateImg(1, 1, list(limits), MAX_BOXES)
@@ -71,6 +88,12 @@ def box_stats(
         stats[f"hits_{name}_{frame}"] = (_BITS @ hits).astype(float).tolist()
         stats[f"ignored_{name}_{frame}"] = (_BITS @ ignored).astype(float).tolist()
     return stats
+
+
+def _thing(number: int, box: np.ndarray, area: float, kind: int) -> dict[str, Any]:
+    """Describe a true box as pycocotools has it after its own preparation."""
+    is_left_out = {"iscrowd": int(kind == CROWD), "ignore": int(kind != COUNTED)}
+    return {"id": number, "bbox": _xywh(box), "area": float(area), **is_left_out}
 
 
 def _xywh(box: np.ndarray) -> list[float]:

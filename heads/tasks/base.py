@@ -44,7 +44,7 @@ class Task(ABC):
     """
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
-    label_kind: ClassVar[str]  # which dense label it learns from
+    label_kind: str  # which label it learns from; where options decide, see `label_kind_for`
     primary_metric: ClassVar[str]
     is_lower_better: ClassVar[bool]
     is_measured_in_training: ClassVar[bool] = True  # whether its metric is quick enough for curves
@@ -70,6 +70,11 @@ class Task(ABC):
             class_names: Of the labels, where the data set knows them.
         """
         return dict(options)
+
+    @classmethod
+    def label_kind_for(cls, options: Mapping[str, Any]) -> str:
+        """Say which label a task of these options learns from, before it is built."""
+        return cls.label_kind
 
     def start(self, head: Head) -> None:
         """Shift the output biases of a new head to where the task begins."""

@@ -11,20 +11,30 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from featstore.errors import InvalidInputError, invalid
+from featstore.errors import BadImageError, InvalidInputError, invalid
 from featstore.geometry import place, to_source
 from featstore.types import Placement
 from heads.base import Head, shift_output_biases
+from heads.box_labels import BOXES, COUNTED, CROWD, DIFFICULT
 from heads.metrics import Metric, Stats
 from heads.metrics.boxes import MAX_BOXES, box_stats, summarise_boxes
 from heads.side_by_side import SideBySide
 from heads.tasks.base import TASKS, PreparedTargets, Task, TaskSettings
 from heads.tasks.colours import class_colours
-from heads.tasks.regions import VOID, boxes_of, ids_in_frame, to_frame
+from heads.tasks.regions import (
+    VOID,
+    Boxes,
+    boxes_of,
+    ids_in_frame,
+    place_boxes,
+    to_frame,
+    void_shares,
+)
 
 FRAME = 448
 """Side of the frame, in pixels, in which the paper measures areas and boxes."""
 
+TRUTHS = ("instances", BOXES)
 _REACH = 0.01  # of the frame: how far from a centre sizes are learned
 _SPREAD = 0.12  # of the root of the area: standard deviation of a centre's peak
 _METRICS: dict[str, tuple[str, int | None]] = {
@@ -33,6 +43,18 @@ _METRICS: dict[str, tuple[str, int | None]] = {
     "ap_lg@native": ("lg_native", None),
     "ap@448": ("all_448", None),
     "ap_lg@448": ("lg_448", None),
+}
+_PROTOCOLS = {  # boxes, areas, what is left out
+    "instances": (
+        "of the visible pixels of each instance",
+        "of the visible pixels",
+        "pixels without a label, as COCO's crowds",
+    ),
+    BOXES: (
+        "as the data set names them",
+        "as the data set names them, else of the box",
+        "crowds by COCO's rule, difficult boxes by VOC's",
+    ),
 }
 _SHOWN = 0.3  # score from which a box is drawn
 
@@ -44,13 +66,19 @@ class DetectionOptions:
     Centres are rare: their head begins at `centre_bias`, a probability of 0.1, as CenterNet's does;
     from 0.5 on the first steps are spent on falling. A peak of at least `min_score` is a box; of
     two boxes that overlap by more than `max_overlap` (IoU) the better one stays.
+
+    `truth` is where true boxes come from: "instances" are those of the visible pixels in a map,
+    "boxes" those that the data set names (VOC's XML, COCO's JSON), masks or not.
     """
 
+    truth: str = "instances"
     centre_bias: float = -2.19
     min_score: float = 0.01
     max_overlap: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.truth not in TRUTHS:
+            raise invalid("truth", self.truth, f"one of {', '.join(TRUTHS)}")
         for name in ("min_score", "max_overlap"):
             if not 0 < getattr(self, name) < 1:
                 raise invalid(name, getattr(self, name), "between 0 and 1")
@@ -60,7 +88,8 @@ class DetectionOptions:
 class DetectionTask(Task):
     """Learn centres by focal loss and sizes by L1, with a head of its own for each.
 
-    Boxes are those of the visible pixels of each instance. `predict` gives the probability of a
+    What a data set leaves out (pixels without a label, crowds, difficult boxes) is not learned, and
+    boxes found there count neither way. `predict` gives the probability of a
     centre and the width and height of its box, as shares of the frame; `at_source` gives boxes,
     (n, 5) float32: x0, y0, x1, y1 in source pixels and the score, the best first.
 
@@ -76,8 +105,14 @@ class DetectionTask(Task):
 
     def __init__(self, **options: Any) -> None:
         self.options = DetectionOptions(**options)
+        self.label_kind = self.options.truth
         self.n_outputs = 3
         self.settings = TaskSettings()
+
+    @classmethod
+    def label_kind_for(cls, options: Mapping[str, Any]) -> str:
+        """Give what the option `truth` names."""
+        return str(options["truth"])
 
     @property
     def readouts(self) -> tuple[int, ...]:
@@ -104,10 +139,13 @@ class DetectionTask(Task):
             float16, width and height as shares of the frame, 0 where none is learned.
 
         Raises:
-            InvalidInputError: The label has another size than the image.
+            BadImageError: Nothing of the frame is known.
         """
-        ids = ids_in_frame(values_hw, valid_hw, placement, output_hw)
-        boxes = boxes_of(values_hw, valid_hw, placement)
+        if self.options.truth == BOXES:
+            known = _known_around(self._truth(values_hw, valid_hw, placement), placement, output_hw)
+        else:
+            known = ids_in_frame(values_hw, valid_hw, placement, output_hw) != VOID
+        boxes = self._truth(values_hw, valid_hw, placement).of_kind(COUNTED)
         centre = np.zeros(output_hw, dtype=np.float32)
         size = np.zeros((2, *output_hw), dtype=np.float32)
         nearest = np.full(output_hw, np.inf)
@@ -123,8 +161,8 @@ class DetectionTask(Task):
             nearest = np.where(is_near, squared, nearest)
             size[:, is_near] = np.array([[x1 - x0], [y1 - y0]])
         return {
-            "centre": np.where(ids == VOID, VOID, centre).astype(np.float16),
-            "size": np.where(ids == VOID, 0, size).astype(np.float16),
+            "centre": np.where(known, centre, VOID).astype(np.float16),
+            "size": np.where(known, size, 0).astype(np.float16),
         }
 
     def fit_to(self, targets: PreparedTargets) -> None:
@@ -191,16 +229,24 @@ class DetectionTask(Task):
     ) -> dict[str, float | list[float]]:
         """Match boxes in source pixels and in a frame of 448 x 448."""
         found = self.at_source(prediction_chw, placement).astype(np.float64)
-        truth = boxes_of(values_hw, valid_hw, placement)
+        truth = self._truth(values_hw, valid_hw, placement)
         in_frame, _ = to_frame(found[:, :4], placement)
         scores = found[:, 4]
-        native = box_stats(found[:, :4], scores, truth.source, truth.area, frame="native")
+        is_map = self.options.truth != BOXES
+        left_out = {
+            "kind_m": truth.kind,
+            "void_n": void_shares(valid_hw, found[:, :4]) if is_map else None,
+        }
+        native = box_stats(
+            found[:, :4], scores, truth.source, truth.area, frame="native", **left_out
+        )
         small = box_stats(
             FRAME * in_frame,
             scores,
             FRAME * truth.frame,
             FRAME**2 * truth.frame_area,
             frame="448",
+            **left_out,
         )
         return {"scores": scores.tolist(), **native, **small}
 
@@ -212,11 +258,13 @@ class DetectionTask(Task):
 
     def protocol(self, label_sources: Iterable[str]) -> dict[str, Any]:
         """Describe boxes, frames and how peaks are read."""
+        boxes, areas, left_out = _PROTOCOLS[self.options.truth]
         return {
             "label_sources": sorted(set(label_sources)),
-            "boxes": "of the visible pixels of each instance, one class",
+            "boxes": f"{boxes}, one class",
+            "left out": left_out,
             "resolution": "*@native: source pixels; *@448: the input frame as 448 x 448",
-            "areas": "of the visible pixels; lg is above 96^2",
+            "areas": f"{areas}; lg is above 96^2",
             "reading": f"peaks of 3 x 3 cells above {self.options.min_score:g}, NMS at "
             f"{self.options.max_overlap:g}, best {MAX_BOXES}",
             "average": "COCO, over all images; matched by pycocotools",
@@ -236,15 +284,39 @@ class DetectionTask(Task):
         image_hwc: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Draw the predicted and the true boxes."""
-        size_hw = (values_hw.shape[0], values_hw.shape[1])
+        size_hw = (image_hwc.shape[0], image_hwc.shape[1])
         everything = place(
             source_hw=size_hw, crop=None, input_hw=size_hw, resize="squash", view="plain"
         )
-        truth = boxes_of(values_hw, valid_hw, everything)
+        truth = self._truth(values_hw, valid_hw, everything).of_kind(COUNTED)
         return {
             "prediction": self.render(prediction, image_hwc),
             "truth": _draw_boxes(image_hwc, truth.source),
         }
+
+    def _truth(self, values: np.ndarray, valid: np.ndarray, placement: Placement) -> Boxes:
+        """Give the true boxes and those that are left out, of a map or of a table of boxes."""
+        if self.options.truth == BOXES:
+            return place_boxes(values[:, :4], values[:, 4], values[:, 5], placement)
+        return boxes_of(values, valid, placement)
+
+
+def _known_around(boxes: Boxes, placement: Placement, output_hw: tuple[int, int]) -> np.ndarray:
+    """Mark the cells on the image that no box left out covers, or a counted one does.
+
+    Raises:
+        BadImageError: There is none.
+    """
+    masks = []
+    for chosen in (boxes.of_kind(COUNTED), boxes.of_kind(CROWD, DIFFICULT)):
+        y, x = ((np.arange(n) + 0.5) / n for n in output_hw)
+        x0, y0, x1, y1 = chosen.frame.T[:, :, None]
+        rows, columns = (y >= y0) & (y < y1), (x >= x0) & (x < x1)
+        masks.append((rows[:, :, None] & columns[:, None]).any(axis=0))
+    known = _covered(placement, output_hw) & (masks[0] | ~masks[1])
+    if not known.any():
+        raise BadImageError("Its boxes leave nothing of the input frame to learn from.")
+    return known
 
 
 def _covered(placement: Placement, output_hw: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from featstore.errors import BadImageError
 from featstore.geometry import sample_nearest, to_input
 from featstore.types import Placement
+from heads.box_labels import COUNTED
 
 VOID = -1
 
@@ -85,16 +86,28 @@ def distance_inside(ids_yx: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Boxes:
-    """The tight boxes of the instances of one image."""
+    """The boxes of one image, those of which the input shows something."""
 
     source: np.ndarray  # (n, 4) x0, y0, x1, y1 in source pixels
     frame: np.ndarray  # (n, 4), shares of the input frame, cut at its border
-    area: np.ndarray  # (n,) visible source pixels
+    area: np.ndarray  # (n,) source pixels
     frame_area: np.ndarray  # (n,), likewise, as a share of the input frame
+    kind: np.ndarray  # (n,) `COUNTED`, `CROWD` or `DIFFICULT` of `heads.box_labels`
+
+    def of_kind(self, *kinds: int) -> Boxes:
+        """Give the boxes of some kinds."""
+        chosen = np.isin(self.kind, kinds)
+        return Boxes(
+            source=self.source[chosen],
+            frame=self.frame[chosen],
+            area=self.area[chosen],
+            frame_area=self.frame_area[chosen],
+            kind=self.kind[chosen],
+        )
 
 
 def boxes_of(values_hw: np.ndarray, valid_hw: np.ndarray, placement: Placement) -> Boxes:
-    """Box the instances of which the input shows something."""
+    """Box the instances of a map, tightly; the areas are those of the visible pixels."""
     ids = np.where(valid_hw, values_hw, 0)
     found = [
         (n, place) for n, place in enumerate(ndimage.find_objects(ids), 1) if place is not None
@@ -103,14 +116,38 @@ def boxes_of(values_hw: np.ndarray, valid_hw: np.ndarray, placement: Placement) 
     source = np.array(corners, dtype=np.float64).reshape(-1, 4)
     counts = np.bincount(ids.reshape(-1), minlength=1)
     area = np.array([counts[n] for n, _ in found], dtype=np.float64)
-    frame, scale = to_frame(source, placement)
+    return place_boxes(source, area, np.full(len(area), COUNTED), placement)
+
+
+def place_boxes(
+    source_n4: np.ndarray, area_n: np.ndarray, kind_n: np.ndarray, placement: Placement
+) -> Boxes:
+    """Bring boxes to the input frame and leave out those of which it shows nothing."""
+    frame, scale = to_frame(source_n4, placement)
     size = np.clip(frame[:, 2:] - frame[:, :2], 0, None)
     shown = size.prod(axis=1) > 0
-    boxed = np.maximum((source[:, 2:] - source[:, :2]).prod(axis=1) * scale, 1e-12)
-    share = area * scale * np.minimum(size.prod(axis=1) / boxed, 1)
+    boxed = np.maximum((source_n4[:, 2:] - source_n4[:, :2]).prod(axis=1) * scale, 1e-12)
+    share = area_n * scale * np.minimum(size.prod(axis=1) / boxed, 1)
     return Boxes(
-        source=source[shown], frame=frame[shown], area=area[shown], frame_area=share[shown]
+        source=source_n4[shown],
+        frame=frame[shown],
+        area=area_n[shown],
+        frame_area=share[shown],
+        kind=kind_n[shown],
     )
+
+
+def void_shares(valid_hw: np.ndarray, boxes_n4: np.ndarray) -> np.ndarray:
+    """Give the share of each box that lies on pixels without a label: (n,), from 0 to 1."""
+    above = np.zeros((valid_hw.shape[0] + 1, valid_hw.shape[1] + 1))
+    above[1:, 1:] = (~valid_hw).cumsum(axis=0).cumsum(axis=1)
+    x0, y0, x1, y1 = boxes_n4.T
+    places = np.array([[y1, y0, y1, y0], [x1, x1, x0, x0]])
+    sums = ndimage.map_coordinates(above, places.reshape(2, -1), order=1, mode="nearest").reshape(
+        4, -1
+    )
+    area = np.maximum((x1 - x0) * (y1 - y0), 1e-12)
+    return np.clip((sums[0] - sums[1] - sums[2] + sums[3]) / area, 0, 1)
 
 
 def to_frame(boxes_n4: np.ndarray, placement: Placement) -> tuple[np.ndarray, float]:

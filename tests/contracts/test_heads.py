@@ -150,7 +150,7 @@ def test_tokens_that_do_not_fill_the_grid_or_are_all_padding_are_refused():
 def test_heads_load_where_timm_cannot_be_imported():
     code = (
         "import sys; sys.modules['timm'] = None\n"
-        "import heads.build, heads.tasks, heads.baselines, heads.describe\n"
+        "import heads.build, heads.tasks, heads.reference, heads.describe\n"
         "assert not [m for m in sys.modules if m.startswith('featstore.backbones')]"
     )
     root = Path(__file__).resolve().parents[2]

@@ -18,6 +18,7 @@ import pytest
 import featstore
 from featstore import index, items, labels, ledger
 from featstore.geometry import place, to_input
+from featstore.latency import Latency, latency_path
 from featstore.plan import FORMAT_VERSION, ExtractPlan
 from featstore.sql.fold import TOMBSTONE_SCHEMA
 from featstore.sql.runs import CURVE_SCHEMA, METRIC_SCHEMA, RUN_SCHEMA
@@ -149,7 +150,7 @@ def test_the_plan_has_the_fields_of_the_code_and_this_is_the_current_format():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Give the golden store with two runs, a tombstone of nothing and targets in it."""
+    """Give the golden store with two runs, a tombstone of nothing, targets and a latency in it."""
     path = tmp_path_factory.mktemp("format") / "s.zarr"
     shutil.copytree(GOLDEN, path)
     write_tail(open_folder(path).feature_set(KEY), full_tail())
@@ -158,12 +159,19 @@ def store(tmp_path_factory):
     tombstones = path / "feature_sets" / KEY / "tombstones"
     tombstones.mkdir()
     pq.write_table(TOMBSTONE_SCHEMA.empty_table(), tombstones / "00000.parquet")
+    latency_path(path, KEY).write_text('{"latency": []}')
     targets = path / "targets" / "0123456789abcdef"
     targets.mkdir(parents=True)
     (targets / "targets.json").write_text("{}")
     (path / ".removed" / f"{KEY}.1-ab").mkdir(parents=True)
     (path / ".removed" / f"{KEY}.1-ab" / "zarr.json").write_text("{}")
     return path
+
+
+def test_the_entries_of_a_latency_are_named():
+    section = SECTIONS["Runs"]
+    named = set(re.findall(r"`(\w+)`", section[section.index("`latency-<key>.json`") :]))
+    assert {field.name for field in fields(Latency)} <= named
 
 
 def write_run(folder, lr, rmse):
@@ -226,7 +234,9 @@ def tree_patterns():
     holes = {"<array>/": r"(patch|prefix|pooled)/", "<n>": r"\d{5,}", r"*": "[^/]+"}
     patterns = []
     for line in block[1].splitlines()[1:]:
-        pattern = re.escape(line.split()[0] if not line.startswith("  runs") else "runs/<run id>/")
+        pattern = re.escape(
+            line.split()[0] if not line.startswith("  runs/<run id>") else "runs/<run id>/"
+        )
         for hole, meaning in holes.items():
             pattern = pattern.replace(re.escape(hole), meaning)
         pattern = re.sub(r"<[a-z\\ ]+>", "[^/]+", pattern)

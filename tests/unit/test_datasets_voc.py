@@ -45,6 +45,14 @@ def test_val_is_what_is_measured_only_in_voc_and_only_where_no_test_image_has_a_
     assert ("val",) in [item.splits for item in open_dataset(f"voc:{folder}").items()]
 
 
+def test_a_test_image_with_boxes_is_measured(folder):
+    write_list(folder, "test", ["val_000001"])
+    for kind in ("classes", "instances"):
+        (folder / label_folder(kind) / "val_000001.png").unlink()
+    splits = {item.path: item.splits for item in open_dataset(f"voc:{folder}").items()}
+    assert splits["JPEGImages/val_000001.jpg"] == ("val", "test")
+
+
 @pytest.mark.parametrize(("kind", "seed", "high"), [("classes", 0, 21), ("instances", 7, 4)])
 def test_labels_are_the_palettes_indices_and_255_is_void(folder, kind, seed, high):
     reader = open_dataset(f"voc:{folder}")

@@ -102,6 +102,31 @@ def test_what_lies_beside_the_file_tells_how_to_use_it_and_is_inside_too(runs, t
     assert inside["metadata.json"] == text
 
 
+@pytest.mark.parametrize("head", ["deap.v1", "maxa.v1"])
+def test_a_graph_may_answer_on_another_grid_of_queries(runs, tmp_path, head):
+    folder = make_run(runs, head=head, options={"queries": 3})
+    report = export(folder, tmp_path / "head.pt2", queries=5)
+    assert report.output_hw == (40, 40)
+    about = json.loads((tmp_path / "head.pt2.json").read_text())
+    assert about["output"]["shape"] == ["batch", 2, 40, 40]
+    assert (about["asked_queries"], about["head_options"]["queries"]) == (5, 3)
+    model = load(folder)
+    model.head.ask_on(5)
+    tokens = np.random.default_rng(0).standard_normal((2, 12, 8), dtype=np.float32)
+    with torch.inference_mode():
+        given = torch.export.load(tmp_path / "head.pt2").module()(torch.from_numpy(tokens))
+    expected = model.predict({"block:3": tokens})
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_without_queries_cannot_be_asked_on_others(runs, tmp_path):
+    with pytest.raises(InvalidInputError, match="Linear has no grid of queries"):
+        export(make_run(runs), tmp_path / "head.pt2", queries=5)
+    assert not (tmp_path / "head.pt2").exists()
+    words = ["export", RUN_ID, "--runs", str(runs), "--queries", "5"]
+    assert exit_code(heads, [*words, "--out", str(tmp_path / "a.pt2")]) == 1
+
+
 def test_prefix_tokens_are_an_input_only_where_the_head_reads_them(runs, tmp_path):
     folder = make_run(runs, options={"cls": True})
     report = export(folder, tmp_path / "head.pt2")

@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from cli.common import exit_code
 from cli.figure_command import figure_csv
 from cli.heads_app import heads
 from featstore.errors import NotFoundError
+from featstore.latency import Latency
 from heads.charts import figure_png
 from heads.figures import FIGURES, FigureData, make_figure, rank_correlation
+from heads.speed import latencies_of, speed_figure
 from heads.table import Entry, make_table
 
 TASKS = {  # metric, options
@@ -242,3 +245,82 @@ def test_without_runs_the_command_fails_with_the_sentence_and_writes_nothing(
     assert exit_code(heads, ["figure", "budget", "--out", str(out)]) == 1
     assert "the store has no finished run" in capsys.readouterr().err
     assert not out.exists()
+
+
+def latency(ms, *, device="GPU", blocks=12):
+    return Latency(
+        device="cuda", device_name=device, blocks=blocks, depth=12, batch_size=8, batches=10,
+        seconds=ms * 8 / 1000, libraries={},
+    )  # fmt: skip
+
+
+def speed(entries, times, **options):
+    """Make the figure; `times` are latencies by the backbone's name."""
+    named = {e.run_id: times.get(e.record["backbone"]["name"], ()) for e in entries}
+    return speed_figure(make_table(entries), named, **options)
+
+
+def test_speed_sets_the_time_of_each_backbone_against_its_score():
+    times = {"one": [latency(5.0)], "two": [latency(2.0)], "three": [latency(8.0)]}
+    data = speed([*DEPTH, *CLASSES], times)
+    assert [panel.title for panel in data.panels] == [
+        "depth: rmse ↓",
+        "segmentation: miou@native ↑",
+    ]
+    dots = data.panels[0].series[""]
+    assert [(dot.name, dot.x, dot.y) for dot in dots] == [
+        ("two", pytest.approx(2.0), 0.5),
+        ("one", pytest.approx(5.0), 0.4),
+        ("three", pytest.approx(8.0), 0.8),
+    ]
+    assert "timed on GPU" in data.panels[0].subtitle
+    factors = {row["backbone"]: row["times_fastest"] for row in data.rows[:3]}
+    assert factors == pytest.approx({"one": 2.5, "two": 1.0, "three": 4.0})
+    assert figure_png(data) == figure_png(data)
+
+
+def test_speed_takes_the_deepest_run_and_one_device():
+    times = {
+        "one": [latency(1.0, blocks=3), latency(5.0), latency(50.0, device="CPU")],
+        "two": [latency(2.0)],
+        "three": [latency(70.0, device="Abacus")],
+    }
+    data = speed(DEPTH, times)
+    assert {row["backbone"]: row["ms_per_image"] for row in data.rows} == pytest.approx(
+        {"one": 5.0, "two": 2.0}
+    )
+    assert "Not drawn, as their latency was not measured on GPU: three." in data.notes[0]
+    together = speed(DEPTH, times, is_any_device=True)
+    assert {row["device"] for row in together.rows} == {"Abacus", "GPU"}
+    assert "timed on Abacus and GPU" in together.panels[0].subtitle
+
+
+def test_speed_without_a_latency_names_the_command():
+    with pytest.raises(NotFoundError, match=r"of one, three, two was not measured.*featstore extr"):
+        speed(DEPTH, {})
+
+
+def test_speed_on_different_devices_is_refused_unless_asked():
+    times = {"one": [latency(5.0)], "two": [latency(2.0, device="CPU")]}
+    with pytest.raises(NotFoundError, match=r"timed on CPU and GPU. --any-device"):
+        speed(DEPTH, times)
+    assert len(speed(DEPTH, times, is_any_device=True).rows) == 2
+
+
+def test_speed_without_a_run_says_so():
+    with pytest.raises(NotFoundError, match="the store has no finished run"):
+        speed([], {})
+
+
+def test_latencies_are_read_by_feature_set(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/latency-one@224.json").write_text(
+        json.dumps({"latency": [asdict(latency(3.0))]})
+    )
+    found = latencies_of(tmp_path, DEPTH)
+    assert [found[each.run_id] for each in DEPTH] == [(latency(3.0),), (), ()]
+
+
+def test_any_device_is_for_speed_alone(tmp_path):
+    words = ["figure", "budget", "--out", str(tmp_path / "a.png"), "--any-device"]
+    assert exit_code(heads, [*words, "--store", str(tmp_path)]) == 2

@@ -538,6 +538,7 @@ def test_runs_that_differ_in_their_seed_share_prepared_targets(store):
         ("deap", {"queries": 4}, 1e-3),
         ("maxa", {"queries": 4}, 1e-3),
         ("bicubic", {"queries": 4}, 1e-3),
+        ("self_attention", {}, 1e-3),
         ("linear", {"size": 32}, 3e-2),
     ],
 )

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+from click.testing import CliRunner
 from PIL import Image
 
 import featstore
 import heads
+from cli.heads_app import heads as heads_app
+from featstore.datasets import open_dataset
 from featstore.errors import InvalidInputError
 from featstore.items import read_dataset
 from featstore.types import Item
+from heads.reference import evaluate_baseline
 from heads.runs import read_run
 from heads.tasks import TASKS
+from tests.datasets import write_voc
 from tests.fakes import FakeReader, Things, fake_extract, fake_forward
 
 SMALL = {"queries": 4, "checks": 2, "pictures": 0}
@@ -120,6 +126,38 @@ def test_learning_lowers_the_loss(store, task):
     losses = [c["value"] for c in curves if c["split"] == "train"]
     assert len(losses) == 60
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+
+
+@pytest.mark.parametrize("baseline", ["knn", "ridge"])
+@pytest.mark.parametrize("name", ["classification", "depth", "distance", "segmentation"])
+def test_a_baseline_is_fitted_and_measured_where_a_run_was(store, name, baseline):
+    report = learn(store, name, steps=1, options={"pictures": 0})
+    found = evaluate_baseline(report.path, baseline)
+    own = heads.evaluate(report.path, device="cpu")
+    assert (found.images, found.groups, found.split) == (own.images, own.groups, "test")
+    assert found.metrics.keys() == own.metrics.keys()
+    assert (found.answers, own.answers) == (baseline, "head")
+    metric, kind = TASKS[f"{name}.v1"].primary_metric, TASKS[f"{name}.v1"]
+    gain = own.metrics[metric] - found.metrics[metric]  # of a head that took a single step
+    assert gain > 0 if kind.is_lower_better else gain < 0
+
+
+def test_a_baseline_that_does_not_fit_is_refused(store):
+    report = learn(store, "boundaries", steps=1, options={"pictures": 0})
+    with pytest.raises(InvalidInputError, match="one of knn, ridge"):
+        evaluate_baseline(report.path, "svm")
+    expected = "`task` must be one of classification, depth, distance, segmentation"
+    with pytest.raises(InvalidInputError, match=expected):
+        evaluate_baseline(report.path, "ridge")
+
+
+def test_the_command_says_what_answered(store):
+    report = learn(store, "depth", steps=1, options={"pictures": 0})
+    place = ["evaluate", report.run_id, "--store", str(store), "--against", "knn"]
+    said = CliRunner().invoke(heads_app, place)
+    assert said.exit_code == 0, said.output
+    assert f"knn in place of the head of {report.run_id}, " in said.output
+    assert CliRunner().invoke(heads_app, [*place, "--queries", "9"]).exit_code == 2
 
 
 def test_classes_and_their_names_travel_with_the_store(store):
@@ -230,3 +268,50 @@ def test_a_class_that_was_not_learned_is_left_out_of_the_measure(store, monkeypa
     again = heads.evaluate(report.path, device="cpu")
     assert again.images == report.images - 1
     assert "Unknown class 'new'" in next(iter(again.left_out.values()))
+
+
+class Boxed(Things):
+    """Things as a data set of boxes alone; the last image has none, and is not annotated."""
+
+    def items(self):
+        items = []
+        for number, item in enumerate(super().items()):
+            far = {"class": "far", "box": [30, 4, 46, 30], "difficult": bool(number % 2)}
+            boxes = [{"class": "near", "box": [0, 0, 18, 12]}, far]
+            attributes = {} if number == self.n_images - 1 else {"boxes": boxes}
+            items.append(replace(item, attributes=attributes, label_kinds=("depth",)))
+        return items
+
+
+def test_boxes_without_masks_are_learned_and_measured(tmp_path):
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [Boxed(30)])
+    with pytest.raises(InvalidInputError, match=r"kinds of labels they have: boxes, class, depth"):
+        learn(path, "detection")
+    report = learn(path, "detection", steps=40, lr=1e-2, options={"truth": "boxes"})
+    assert "ap@native" in report.metrics
+    again = heads.evaluate(report.path, device="cpu")
+    assert (again.metrics, again.images) == (report.metrics, 6)
+    record = read_run(Path(report.path)).record
+    assert record["labels"] == {"kind": "boxes", "data": None}
+    assert record["images"]["train"] + record["images"]["val"] == 23  # one is not annotated
+    assert len(report.pictures) == 2
+
+
+def test_boxes_of_another_data_set_are_joined_by_image(tmp_path, monkeypatch):
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [FakeReader(30)])
+    monkeypatch.setattr("heads.labels.open_dataset", lambda spec: Boxed(30))
+    report = learn(path, "detection", steps=2, data="fake:x", options={"truth": "boxes"})
+    assert read_run(Path(report.path)).record["labels"]["kind"] == "boxes"
+    assert heads.evaluate(report.path, device="cpu").metrics == report.metrics
+
+
+def test_the_boxes_of_vocs_files_are_learned(tmp_path):
+    write_voc(tmp_path / "voc", {"train": 6, "val": 2})
+    shutil.rmtree(tmp_path / "voc" / "SegmentationObject")
+    path = tmp_path / "features.zarr"
+    fake_extract(path, [open_dataset(f"voc:{tmp_path / 'voc'}")])
+    report = learn(path, "detection", steps=2, options={"truth": "boxes"})
+    line = pq.read_table(Path(report.path) / "per_image.parquet").to_pylist()[0]
+    assert line["n_true_all_native"] == 1  # the cat; the dog is difficult
