@@ -288,7 +288,8 @@ def test_boxes_without_masks_are_learned_and_measured(tmp_path):
     fake_extract(path, [Boxed(30)])
     with pytest.raises(InvalidInputError, match=r"kinds of labels they have: boxes, class, depth"):
         learn(path, "detection")
-    report = learn(path, "detection", steps=40, lr=1e-2, options={"truth": "boxes"})
+    options = {"truth": "boxes", "pictures": 2}
+    report = learn(path, "detection", steps=40, lr=1e-2, options=options)
     assert "ap@native" in report.metrics
     again = heads.evaluate(report.path, device="cpu")
     assert (again.metrics, again.images) == (report.metrics, 6)
