@@ -62,7 +62,8 @@ class Head(nn.Module, ABC):
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
     LR: ClassVar[float | None] = None  # learning rate where the user names none; None: the task's
-    is_pooled: ClassVar[bool] = False  # whether it gives one answer an image, a map of 1 x 1
+    # Whether it gives one answer an image, a map of 1 x 1; None: as its task needs.
+    is_pooled: ClassVar[bool | None] = False
     UNUSED: tuple[str, ...] = ()
     options: Any  # an instance of `OPTIONS`
 
@@ -111,6 +112,19 @@ class Head(nn.Module, ABC):
             InvalidInputError: There is no obvious choice.
         """
         return last_dense_tap(available, input_hw=input_hw)
+
+    @classmethod
+    def completed(cls, options: Mapping[str, Any], *, stage: str) -> dict[str, Any]:
+        """Fill in the options that the user left to the task.
+
+        Args:
+            options: All options of the head by name.
+            stage: What the task needs, see `Task.stage`.
+
+        Raises:
+            InvalidInputError: An option does not suit the task.
+        """
+        return dict(options)
 
     def dead_parameters(self) -> int:
         """Count the parameters that exist but are never applied."""

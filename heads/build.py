@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featstore.types import TapShape
-from heads import bicubic, conv, deap, linear, maxa, pooled  # noqa: F401  (each files itself)
+from heads import (  # noqa: F401  (each files itself)
+    bicubic,
+    conv,
+    deap,
+    linear,
+    maxa,
+    pooled,
+    vit_split_prior,
+)
 from heads.base import HEADS, Head
 from heads.options import parse_options
 from heads.side_by_side import SideBySide

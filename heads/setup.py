@@ -200,7 +200,9 @@ def _options(head: str, task: str, given: Mapping[str, Any]) -> dict[str, dict[s
     """Sort options to head, task and loop, and fill in every default, which is recorded."""
     owners = {"head": HEADS[head].OPTIONS, "task": TASKS[task].OPTIONS, "loop": LoopOptions}
     chosen = split_options(given, owners)
-    return {owner: asdict(owners[owner](**chosen[owner])) for owner in owners}
+    options = {owner: asdict(owners[owner](**chosen[owner])) for owner in owners}
+    options["head"] = HEADS[head].completed(options["head"], stage=TASKS[task].stage)
+    return options
 
 
 def _apply_norm(
@@ -249,10 +251,10 @@ def _select(
 
 
 def _check_fits(head: str, task: str) -> None:
-    if HEADS[head].is_pooled == (TASKS[task].label_kind == CLASS):
+    if HEADS[head].is_pooled in (None, TASKS[task].label_kind == CLASS):
         return
     gives = "one answer an image" if HEADS[head].is_pooled else "a map"
-    fitting = [name for name, kind in HEADS.items() if kind.is_pooled != HEADS[head].is_pooled]
+    fitting = [name for name, kind in HEADS.items() if kind.is_pooled is not HEADS[head].is_pooled]
     names = ", ".join(short_name(name) for name in fitting)
     expected = f"another head for {task}, as this one gives {gives}"
     raise invalid("head", head, expected, hint=f"Use one of {names}.")
