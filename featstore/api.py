@@ -20,6 +20,8 @@ from featstore.store import (
     open_folder,
     placement_from_row,
 )
+from featstore.tail import TailSpec, TailWeights
+from featstore.tail_file import find_tail, read_tail
 from featstore.types import Label, Placement, TapShape
 from featstore.version import __version__
 
@@ -86,6 +88,15 @@ class FeatureSet:
     def final_norm(self) -> FinalNorm | None:
         """Give the backbone's final norm, or None where it has none."""
         return read_final_norm(self.folder)
+
+    def tail(self, n_blocks: int) -> TailWeights:
+        """Read the last blocks of the backbone; see `featstore.tail_file.read_tail`."""
+        return read_tail(self.folder, n_blocks)
+
+    @property
+    def tail_spec(self) -> TailSpec | None:
+        """The stored tail without its weights; None where none is stored."""
+        return find_tail(self.folder)
 
     def placements(self, rows: Sequence[int] | np.ndarray) -> dict[int, Placement]:
         """Tell how the image of each row was drawn into the backbone's input."""

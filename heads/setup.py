@@ -143,7 +143,7 @@ def make_setup(
     head_name, task_name = HEADS.full_name(request.head), TASKS.full_name(request.task)
     options = _options(head_name, task_name, request.options)
     features = store.feature_set(request.feature_set, backbone=request.backbone)
-    shapes = choose_taps(store, features, HEADS[head_name], request.taps)
+    shapes = choose_taps(features, HEADS[head_name], request.taps)
     kind = TASKS[task_name].label_kind
     _check_fits(head_name, task_name)
     selection, labels = _select(features, shapes, kind, request, resumed_path)

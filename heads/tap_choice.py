@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from featstore.commands import extract_command
 from featstore.errors import invalid, not_found
-from featstore.items import read_dataset
 from featstore.taps import parse_tap, resolve_taps
 from featstore.types import TapShape
 from heads.base import Head
 
 if TYPE_CHECKING:
-    from featstore.api import FeatureSet, Store
+    from featstore.api import FeatureSet
 
 
 def choose_taps(
-    store: Store, features: FeatureSet, head: type[Head], wanted: Sequence[str]
+    features: FeatureSet, head: type[Head], wanted: Sequence[str]
 ) -> tuple[TapShape, ...]:
     """Choose the taps that a head reads: those named, else the head's own choice.
 
@@ -35,7 +35,7 @@ def choose_taps(
             hint = (
                 ""
                 if features.is_foreign
-                else f"Add it: `{_extract_command(store, features, name)}`."
+                else f"Add it: `{extract_command(features.folder, taps=[name])}`."
             )
             raise not_found("tap", name, stored, hint=hint)
         if stored[name].grid is None:
@@ -54,10 +54,3 @@ def _resolved(text: str, features: FeatureSet) -> str:
             [text], unit=about["unit"], depth=int(about["depth"]), n_prefix=n_prefix
         )[0]
     return str(parse_tap(text))
-
-
-def _extract_command(store: Store, features: FeatureSet, tap: str) -> str:
-    specs = [read_dataset(store.folder, name)["spec"] for name in store.datasets()]
-    data = " ".join(f"--data {spec}" for spec in specs)
-    name = features.backbone.get("name", "NAME")
-    return f"featstore extract --store {store.path} --backbone {name} {data} --taps {tap}"
