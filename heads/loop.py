@@ -123,14 +123,24 @@ class Loop:
         self._looked: list[tuple[int, float]] = []  # pairs and mean loss of a look's batches
         model.head.train()
         self._random = _get_random(model.device)
+        groups = self._parameters()
+        self._lr_scales = list(groups)
         self._optimizer = torch.optim.AdamW(
-            self._parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+            [{"params": parameters} for parameters in groups.values()],
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
         )
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _parameters(self) -> dict[float, list[nn.Parameter]]:
+        """Group the parameters by the factor of their learning rate."""
+        scales = self.model.head.lr_scales()
         criterion = self.model.task.criterion
-        learned = [] if criterion is None else list(criterion.parameters())
-        return [*self.model.head.parameters(), *learned]
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for name, parameter in self.model.head.named_parameters():
+            scale = next((s for start, s in scales.items() if name.startswith(start)), 1.0)
+            groups.setdefault(scale, []).append(parameter)
+        groups[1.0] += [] if criterion is None else list(criterion.parameters())
+        return groups
 
     @property
     def is_done(self) -> bool:
@@ -154,8 +164,8 @@ class Loop:
         self.curves.append((self.step, "train", "loss", loss))
 
     def _learn(self, batch: Batch) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(self.step)
+        for scale, group in zip(self._lr_scales, self._optimizer.param_groups, strict=True):
+            group["lr"] = scale * self.recipe.lr_at(self.step)
         self._optimizer.zero_grad(set_to_none=True)
         loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
         value = float(loss.item())

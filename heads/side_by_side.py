@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from featstore.tail import TailWeights
 from heads.base import Head, TapTokens
 
 
@@ -45,6 +46,24 @@ class SideBySide(Head):
         """Answer on a grid of another side from now on; see `QueryHead.ask_on`."""
         for part in self.heads:
             part.ask_on(queries)
+
+    @property
+    def raw_inputs(self) -> frozenset[int]:
+        """Numbers of the taps that the parts read as the backbone's blocks gave them."""
+        return self.heads[0].raw_inputs
+
+    def lr_scales(self) -> Mapping[str, float]:
+        """Give the factors of all parts."""
+        return {
+            f"parts.{number}.{name}": scale
+            for number, part in enumerate(self.heads)
+            for name, scale in part.lr_scales().items()
+        }
+
+    def fill_tail(self, weights: TailWeights) -> None:
+        """Give every part copies of its own."""
+        for part in self.heads:
+            part.fill_tail(weights)
 
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the output biases of all parts."""

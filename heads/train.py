@@ -234,7 +234,11 @@ class _Session:
         # What the task took from the data then: new images may bring new classes.
         options = {**run.record["options"]["task"], **request.options}
         request = replace(
-            request, feature_set=run.record["feature_sets"][0], backbone=None, options=options
+            request,
+            feature_set=run.record["feature_sets"][0],
+            backbone=None,
+            options=options,
+            taps=tuple(run.record.get("named_taps", request.taps)),  # more may be stored by now
         )
         with _own_random_numbers(request.seed, self._device):
             setup = self._setup(request, run.path.parent, run.path)

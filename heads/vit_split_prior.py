@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from featstore.errors import invalid
 from featstore.types import TapShape
-from heads.base import HEADS, TapTokens, check_inputs
+from heads.base import HEADS, TapTokens, check_inputs, last_dense_tap
 from heads.deformable import DeformableConvNet, check_sampler
 from heads.stages import STAGES, StagedHead, as_map
 
@@ -74,6 +74,16 @@ def mixing_net(channels: int, width: int, options: VitSplitPriorOptions) -> nn.S
     return nn.Sequential(nn.Conv2d(channels, width, 1), nn.GELU(), around, nn.GELU())
 
 
+def block_taps(
+    available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
+) -> tuple[str, ...]:
+    """Choose all blocks that are stored, in their order; without any, the last dense tap."""
+    blocks = [tap for tap in available if tap.startswith("block:")]
+    if not blocks:
+        return last_dense_tap(available, input_hw=input_hw)
+    return tuple(sorted(blocks, key=lambda tap: int(tap.partition(":")[2])))
+
+
 @HEADS.register("vit_split_prior.v1")
 class VitSplitPrior(StagedHead):
     """Concatenate frozen taps, mix them by a deformable convolution, enlarge the map four times.
@@ -102,3 +112,10 @@ class VitSplitPrior(StagedHead):
         check_inputs(inputs, self._widths)
         like = self.stage[-1].get_parameter("weight")
         return self.answer(self.prior(inputs, like), inputs[0])
+
+    @classmethod
+    def default_taps(
+        cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
+    ) -> tuple[str, ...]:
+        """Take all blocks that are stored."""
+        return block_taps(available, input_hw=input_hw)
