@@ -19,7 +19,7 @@ from cli.common import (
     say,
     store_option,
 )
-from cli.params import Size
+from cli.params import Size, Tail
 from cli.presets_command import complete_preset
 from cli.progress import ProgressLine
 from cli.tables import count, duration, facts, size
@@ -73,6 +73,13 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     metavar="TAP[,TAP...]",
     help="What to keep: block:8, norm, stage:2, norm.cls ... "
     "[default: four blocks and norm, or all stages]",
+)
+@click.option(
+    "--tail",
+    type=Tail(),
+    default=None,
+    help="Store the weights of the last N blocks and the final norm too, for heads that train "
+    "copies of them; auto: the most, up to 4, that one of the taps feeds.",
 )
 @click.option(
     "--image-size",
@@ -165,6 +172,7 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
         featstore extract --backbone dinov2_b --data voc:/data/VOC2012 --image-size 518
             --basis 224 --upscale nearest
         featstore extract --data features:/data/dinov2_features
+        featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --taps block:8 --tail 3
         featstore extract --for deap-voc --data voc:/data/VOC2012
     """
     for_preset = options.pop("for_preset")
@@ -198,6 +206,7 @@ def _estimate(arguments: Mapping[str, Any], *, as_json: bool) -> None:
         "images": f"{guess.images:,}",
         "a tap": [f"{tap} {size(n_bytes)}" for tap, n_bytes in guess.taps.items()],
         "an image": size(guess.bytes_per_image),
+        "tail": f"{count(guess.tail, 'block')}, {size(guess.tail_bytes)}" if guess.tail else "none",
         "total": size(guess.bytes),
         "time": f"{duration(guess.seconds)} ({guess.images_per_second:.3g} images/s)",
     }
@@ -237,6 +246,8 @@ def _show_report(report: ExtractReport, *, as_json: bool) -> None:
         "size": size(report.bytes),
         "time": f"{duration(report.seconds)} ({report.images_per_second:.3g} images/s)",
     }
+    if report.tail:
+        shown["tail"] = f"{count(report.tail, 'block')} and the final norm"
     if report.bad:
         shown["left out"] = f"{count(len(report.bad), 'image')}; a rerun tries them again"
     click.echo(facts(shown))

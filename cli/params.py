@@ -23,6 +23,20 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2] or match[1])
 
 
+class Tail(click.ParamType[int | str]):
+    """``N``, positive, or ``auto``."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Give the number, or "auto"."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if re.fullmatch(r"[1-9]\d*", value) is None:
+            self.fail(f"{value!r} is no number of blocks. Give it as 3, or auto.", param, ctx)
+        return int(value)
+
+
 class Counts(click.ParamType[tuple[int, ...]]):
     """``N`` or ``N,N,...``, all positive."""
 

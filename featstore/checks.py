@@ -23,6 +23,7 @@ from featstore.labels import THUMBNAIL
 from featstore.shard_check import KEYS, check_shard
 from featstore.shards import ShardLayout, find_layout
 from featstore.store import FeatureSetFolder, StoreFolder
+from featstore.tail_file import TAIL_FILE, check_tail
 from featstore.taps import tap_folder
 from featstore.types import Progress, ProgressCallback, TapShape
 
@@ -202,6 +203,10 @@ class _FeatureSetCheck:
             read_final_norm(self.folder)
         except FormatError as error:
             self.findings.add("norm", norm, str(error))
+        try:
+            check_tail(self.folder)
+        except FormatError as error:
+            self.findings.add("tail", self.folder.path / TAIL_FILE, str(error))
         for path in sorted((self.folder.path / "tombstones").glob("*.parquet")):
             try:
                 read_parquet(path, columns=["row"])

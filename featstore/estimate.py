@@ -28,6 +28,8 @@ class Estimate:
     taps: dict[str, int]  # tap -> bytes an image
     images: int  # rows: an image counts once a view
     bytes_per_image: int
+    tail: int  # blocks of the backbone
+    tail_bytes: int  # of their weights, once
     bytes: int
     images_per_second: float  # of the forward pass alone
     seconds: float
@@ -46,6 +48,7 @@ def estimate(
     resize: str = "squash",
     dtype: str = "float16",
     weights: str | Path | None = None,
+    tail: int | str | None = None,
     options: RunOptions | None = None,
 ) -> Estimate:
     """Tell bytes an image, total size and time of an extraction before it runs.
@@ -67,6 +70,7 @@ def estimate(
         weights=weights,
         device=options.device,
         taps=taps,
+        tail=tail,
     )
     plan = plan_of(model, resize=resize, dtype=dtype)
     itemsize = int(STORE_DTYPES[dtype][-1])
@@ -74,6 +78,7 @@ def estimate(
     n_rows = len(options.views) * sum(
         len({(item.path, item.crop) for item in items}) for items in selected.values()
     )
+    tail_bytes = 0 if model.tail is None else model.tail.n_bytes
     speed = images_per_second(model, options.batch_size or default_batch_size(model.device))
     return Estimate(
         backbone=model.name,
@@ -81,7 +86,9 @@ def estimate(
         taps=per_tap,
         images=n_rows,
         bytes_per_image=sum(per_tap.values()),
-        bytes=n_rows * sum(per_tap.values()),
+        tail=0 if model.tail is None else model.tail.spec.n_blocks,
+        tail_bytes=tail_bytes,
+        bytes=n_rows * sum(per_tap.values()) + tail_bytes,
         images_per_second=round(speed, 2),
         seconds=round(n_rows / speed, 1),
     )

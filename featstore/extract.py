@@ -18,7 +18,14 @@ from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import open_readers, select_items
 from featstore.sources import BackboneSource, ImportSource, Readers, weights_argument
 from featstore.store import STORE_DTYPES, check_target
-from featstore.types import FeatureReader, ProgressCallback, Reader, TapShape, ignore_progress
+from featstore.types import (
+    FeatureReader,
+    Progress,
+    ProgressCallback,
+    Reader,
+    TapShape,
+    ignore_progress,
+)
 from featstore.version import __version__
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ def extract(
     resize: str = "squash",
     dtype: str = "float16",
     weights: str | Path | None = None,
+    tail: int | str | None = None,
     options: RunOptions | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> ExtractReport:
@@ -55,6 +63,8 @@ def extract(
             "crop+via:224:nearest" (see FORMAT.md).
         dtype: "float16", "float32" or "bfloat16".
         weights: A weights file, or "random[:SEED]"; None: the published ones.
+        tail: Last blocks whose weights are stored, with the final norm; "auto": the most, up to
+            4, that one of the taps feeds.
         options: What decides speed and coverage, not numbers.
         progress: Called with reports of progress.
 
@@ -76,6 +86,10 @@ def extract(
         path, readers, selected, options=options, progress=progress, began=began
     )
     if any(isinstance(reader, FeatureReader) for reader in readers):
+        if tail not in (None, "auto"):
+            raise InvalidInputError(
+                "Imported features come without a backbone, so they have no tail. Leave out --tail."
+            )
         report = _import(extraction, readers, dtype)
     else:
         if backbone is None:
@@ -87,6 +101,7 @@ def extract(
             weights=weights,
             device=options.device,
             taps=taps,
+            tail=tail,
         )
         report = _run(extraction, model, plan_of(model, resize=resize, dtype=dtype), weights)
     refresh(path)
@@ -101,13 +116,16 @@ def prepare_backbone(
     weights: str | Path | None,
     device: str,
     taps: Sequence[str] | None,
+    tail: int | str | None = None,
 ) -> Backbone:
     """Load a backbone for an input size; `pad` rounds the size up to the patch."""
     from featstore.backbones import load_backbone, padded_size
 
     if resize == "pad" and image_size is not None:
         image_size = padded_size(name, image_size)
-    return load_backbone(name, image_size=image_size, weights=weights, device=device, taps=taps)
+    return load_backbone(
+        name, image_size=image_size, weights=weights, device=device, taps=taps, tail=tail
+    )
 
 
 def plan_of(model: Backbone, *, resize: str, dtype: str) -> ExtractPlan:
@@ -152,7 +170,11 @@ def _run(
         final_norm=None
         if norm is None
         else FinalNorm(kind=norm.kind, eps=norm.eps, weight=norm.weight, bias=norm.bias),
+        tail=model.tail,
     )
+    if model.tail_note:
+        text = f"No tail is stored: {model.tail_note}"
+        extraction.progress(Progress(stage="extract", message=text))
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
     with extraction.locked_store(new.key) as store:
         source = BackboneSource(Readers(store, extraction.readers), model, plan)

@@ -21,6 +21,7 @@ from featstore.plan import RunOptions
 from featstore.planning import Work, bad_rows, plan_work
 from featstore.shard_job import Source, run_jobs
 from featstore.store import FeatureSetFolder, StoreFolder, complete_folder, create_folder, is_store
+from featstore.tail_file import find_tail
 from featstore.types import FeatureReader, Item, Progress, ProgressCallback, Reader, TapShape
 from featstore.version import __version__
 
@@ -34,6 +35,7 @@ class ExtractReport:
     name: str
     backbone: str
     taps: tuple[str, ...]
+    tail: int  # blocks of the backbone that are stored with the feature set
     rows: int  # of the images asked for, stored now
     new_rows: int
     reused_rows: int
@@ -198,6 +200,7 @@ class Extraction:
     ) -> ExtractReport:
         new = len((stored & set(work.wanted)) - work.reused)
         rows = len(work.reused) + new
+        tail = find_tail(folder)
         per_row = sum(folder.taps[tap].bytes_per_row(folder.store_dtype.itemsize) for tap in taps)
         return ExtractReport(
             store=str(self.path),
@@ -205,6 +208,7 @@ class Extraction:
             name=folder.attributes["name"],
             backbone=str(folder.attributes["backbone"].get("name", "")),
             taps=tuple(taps),
+            tail=0 if tail is None else tail.n_blocks,
             rows=rows,
             new_rows=new,
             reused_rows=len(work.reused),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,11 @@ from featstore.files import write_bytes
 from featstore.hashing import canonical_json
 from featstore.plan import ExtractPlan
 from featstore.store import FeatureSetFolder, StoreFolder, write_attributes
+from featstore.tail import TailWeights
+from featstore.tail_file import write_tail
 from featstore.types import TapShape
+
+NORM_FILE = "norm.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +48,7 @@ class NewFeatureSet:
     backbone: Mapping[str, Any]
     provenance: Mapping[str, Any]
     final_norm: FinalNorm | None
+    tail: TailWeights | None = None
 
 
 def ensure_feature_set(
@@ -55,22 +62,32 @@ def ensure_feature_set(
         FormatError: A tap is stored with another shape.
     """
     path = store.path / "feature_sets" / new.key
+    if new.final_norm is not None and not (path / NORM_FILE).exists():
+        write_bytes(path / NORM_FILE, _norm_bytes(new.final_norm))
     if not (path / "zarr.json").exists():
-        if new.final_norm is not None:
-            _write_final_norm(path, new.final_norm)
-        write_attributes(
-            path,
-            {
-                "name": new.name,
-                "dtype": new.dtype,
-                "shard_rows": new.shard_rows,
-                "plan": None if new.plan is None else new.plan.to_json(),
-                "backbone": dict(new.backbone),
-                "provenance": dict(new.provenance),
-                "taps": {},
-            },
-        )
-    folder = FeatureSetFolder(path)
+        _make(path, new)
+    _add_taps(FeatureSetFolder(path), shapes)
+    if new.tail is not None:
+        write_tail(FeatureSetFolder(path), new.tail)
+    return FeatureSetFolder(path)
+
+
+def _make(path: Path, new: NewFeatureSet) -> None:
+    attributes = {
+        "name": new.name,
+        "dtype": new.dtype,
+        "shard_rows": new.shard_rows,
+        "plan": None if new.plan is None else new.plan.to_json(),
+        "backbone": dict(new.backbone),
+        "provenance": dict(new.provenance),
+        "taps": {},
+    }
+    if new.final_norm is not None:
+        attributes["norm_sha256"] = hashlib.sha256(_norm_bytes(new.final_norm)).hexdigest()
+    write_attributes(path, attributes)
+
+
+def _add_taps(folder: FeatureSetFolder, shapes: Sequence[TapShape]) -> None:
     known = folder.taps
     for shape in shapes:
         if shape.tap in known and known[shape.tap] != shape:
@@ -80,7 +97,7 @@ def ensure_feature_set(
             )
     taps = {**known, **{shape.tap: shape for shape in shapes}}
     if set(taps) == set(known):
-        return folder
+        return
     recorded = {
         tap: {
             "dim": s.dim,
@@ -89,8 +106,7 @@ def ensure_feature_set(
         }
         for tap, s in sorted(taps.items())
     }
-    write_attributes(path, {**folder.attributes, "taps": recorded})
-    return FeatureSetFolder(path)
+    write_attributes(folder.path, {**folder.attributes, "taps": recorded})
 
 
 def grow_arrays(folder: FeatureSetFolder, taps: Sequence[str]) -> None:
@@ -104,25 +120,30 @@ def grow_arrays(folder: FeatureSetFolder, taps: Sequence[str]) -> None:
             ensure_array(folder, shape, array, n_rows=covered)
 
 
-def _write_final_norm(path: Any, norm: FinalNorm) -> None:
+def _norm_bytes(norm: FinalNorm) -> bytes:
     tensors = {"weight": norm.weight.astype(np.float32)}
     if norm.bias is not None:
         tensors["bias"] = norm.bias.astype(np.float32)
     # One entry: safetensors writes several in an order that changes from process to process.
     metadata = {"norm": canonical_json({"kind": norm.kind, "eps": norm.eps})}
-    write_bytes(path / "norm.safetensors", safetensors.numpy.save(tensors, metadata))
+    data: bytes = safetensors.numpy.save(tensors, metadata)
+    return data
 
 
 def read_final_norm(folder: FeatureSetFolder) -> FinalNorm | None:
     """Read the final norm stored with a feature set, or None where its backbone has none.
 
     Raises:
-        FormatError: The file is damaged.
+        FormatError: The file is damaged, or missing where its checksum is recorded.
     """
-    path = folder.path / "norm.safetensors"
-    if not path.exists():
+    path = folder.path / NORM_FILE
+    recorded = folder.attributes.get("norm_sha256")
+    if recorded is None and not path.exists():
         return None
     try:
+        data = path.read_bytes()
+        if recorded not in (None, hashlib.sha256(data).hexdigest()):
+            raise ValueError("its checksum is another")
         with safetensors.safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["norm"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -132,7 +153,7 @@ def read_final_norm(folder: FeatureSetFolder) -> FinalNorm | None:
             weight=tensors["weight"],
             bias=tensors.get("bias"),
         )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FormatError(
             f"{path} is damaged. Delete it and run the extraction again to write it anew."
         ) from error

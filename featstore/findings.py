@@ -16,7 +16,7 @@ class Problem:
 
     A repair puts these kinds right: "shard" and "ledger" (extracted again), "array" and "group"
     (metadata written anew), "foreign" (deleted). The others are "items", "labels", "assignment",
-    "tombstones", "norm" and "feature set".
+    "tombstones", "norm", "tail" and "feature set".
     """
 
     kind: str

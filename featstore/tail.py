@@ -230,3 +230,8 @@ class TailWeights:
 
     spec: TailSpec
     tensors: Mapping[str, np.ndarray]
+
+    @property
+    def n_bytes(self) -> int:
+        """Count the bytes of all numbers."""
+        return sum(array.nbytes for array in self.tensors.values())

@@ -63,13 +63,15 @@ def check_tail(folder: FeatureSetFolder) -> None:
     Raises:
         FormatError: It is missing, damaged or another's.
     """
-    records = _records(folder.path)
-    if _likely(folder.path, records) is not None and _whole(folder.path, records) is None:
-        raise _damaged(folder)
+    _current(folder)
 
 
 def read_tail(folder: FeatureSetFolder, n_blocks: int) -> TailWeights:
     """Read the last blocks of a backbone, as they are stored with a feature set.
+
+    Args:
+        folder: Feature set.
+        n_blocks: How many blocks.
 
     Raises:
         NotFoundError: No tail is stored, or a shorter one; the message has the command that adds
@@ -78,21 +80,29 @@ def read_tail(folder: FeatureSetFolder, n_blocks: int) -> TailWeights:
     """
     if n_blocks < 1:
         raise invalid("n_blocks", n_blocks, "at least 1")
-    records = _records(folder.path)
-    if _likely(folder.path, records) is None:
-        raise _too_short(folder, 0, n_blocks)
-    record = _whole(folder.path, records)
-    # A larger tail may have taken the place of the one that was listed a moment ago.
-    record = record or _whole(folder.path, _records(folder.path))
-    if record is None:
-        raise _damaged(folder)
-    spec = _spec(record)
-    if spec.n_blocks < n_blocks:
-        raise _too_short(folder, spec.n_blocks, n_blocks)
-    return TailWeights(
-        spec=spec.last(n_blocks),
-        tensors=_tensors(folder.path / TAIL_FILE, spec.n_blocks - n_blocks),
-    )
+    record = _current(folder)
+    spec = None if record is None else _spec(record)
+    if spec is None or spec.n_blocks < n_blocks:
+        raise _too_short(folder, 0 if spec is None else spec.n_blocks, n_blocks)
+    tensors = _tensors(folder.path / TAIL_FILE, spec.n_blocks - n_blocks)
+    return TailWeights(spec=spec.last(n_blocks), tensors=tensors)
+
+
+def _current(folder: FeatureSetFolder) -> _Record | None:
+    """Choose the content that the file has; None: there is no tail.
+
+    Raises:
+        FormatError: It has none of those that are listed.
+    """
+    # Twice: a larger tail may take the place of the one that was listed a moment ago.
+    for _ in range(2):
+        records = _records(folder.path)
+        if _likely(folder.path, records) is None:
+            return None
+        record = _whole(folder.path, records)
+        if record is not None:
+            return record
+    raise _damaged(folder)
 
 
 def _tensors(path: Path, n_left_out: int) -> dict[str, np.ndarray]:
@@ -120,8 +130,18 @@ def _to_bytes(tail: TailWeights) -> bytes:
 
 
 def _records(path: Path) -> list[_Record | None]:
-    """Read, afresh, what the file may hold; None stands for no file."""
-    return list(read_attributes(path).get("tail", []))
+    """Read, afresh, what the file may hold; None stands for no file.
+
+    Raises:
+        FormatError: The attributes list something else.
+    """
+    records = read_attributes(path).get("tail", [])
+    try:
+        if all(one is None or (one["bytes"] >= 0 and one["sha256"]) for one in records):
+            return list(records)
+    except (KeyError, TypeError):
+        pass
+    raise FormatError(f"{path}/zarr.json describes no tail. Restore it from a copy.")
 
 
 def _record(path: Path, records: list[_Record | None]) -> None:

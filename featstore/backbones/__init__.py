@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featstore.backbones.loading import SIZE_ERRORS, LoadedModel, load_model, read_name
+from featstore.backbones.parts import (
+    FinalNormWeights,
+    final_norm,
+    position_rule,
+    prefix_order,
+)
+from featstore.backbones.tail import choose_tail
 from featstore.backbones.weights import first_line, state_arrays
 from featstore.errors import InvalidInputError, invalid
 from featstore.hashing import tensors_hash
@@ -31,20 +35,17 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FinalNormWeights:
-    """The final norm as plain numbers."""
-
-    kind: str  # "layer_norm" or "rms_norm"
-    eps: float
-    weight: np.ndarray  # (dim,) float32
-    bias: np.ndarray | None
-
-
 class Backbone:
     """A frozen backbone that turns uint8 images into taps; made by `load_backbone`."""
 
-    def __init__(self, loaded: LoadedModel, *, device: str, taps: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        device: str,
+        taps: Sequence[str] | None,
+        tail: int | str | None = None,
+    ) -> None:
         model: Any = loaded.model.requires_grad_(False)
         blueprint = loaded.blueprint
         levels = [(int(one["num_chs"]), int(one["reduction"])) for one in model.feature_info]
@@ -58,17 +59,26 @@ class Backbone:
         self.unit = "block" if len(set(levels)) == 1 and len(levels) > 1 else "stage"
         self.depth = len(levels)
         self.width, self.stride = levels[-1]
-        self.prefix_order = _prefix_order(model) if self.unit == "block" else ()
+        self.prefix_order = prefix_order(model) if self.unit == "block" else ()
         self.n_prefix = len(self.prefix_order)
         self.mean = tuple(float(value) for value in blueprint.config.mean)
         self.std = tuple(float(value) for value in blueprint.config.std)
         self.interpolation = str(blueprint.config.interpolation)
-        self.position_grid = _position_rule(model, blueprint.native_hw, self.input_hw)
+        self.position_grid = position_rule(model, blueprint.native_hw, self.input_hw)
         # The whole model is hashed: which taps are asked for must not change the key.
         self.weights_sha256 = tensors_hash(state_arrays(model))
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._norm = _final_norm(model) if self.unit == "block" else None
+        self._norm = final_norm(model) if self.unit == "block" else None
         self.taps = self._resolved(taps)
+        self.tail, self.tail_note = choose_tail(  # before blocks are dropped
+            model,
+            tail,
+            taps=self.taps,
+            depth=self.depth,
+            architecture=self.architecture,
+            n_prefix=self.n_prefix,
+            norm=self._norm,
+        )
         self._indices = self._needed_indices()
         model.prune_intermediate_layers(self._indices, prune_norm=False)
         # Convolutions run faster, and tokens come out in their stored order without a copy.
@@ -250,45 +260,6 @@ class Backbone:
         }
 
 
-def _holders(model: Any) -> list[Any]:
-    """List where a model keeps its tokens and positions: itself, or NaFlex's embedding."""
-    return [model, *[one for one in (getattr(model, "embeds", None),) if one is not None]]
-
-
-def _has(model: Any, attribute: str) -> bool:
-    return any(getattr(holder, attribute, None) is not None for holder in _holders(model))
-
-
-def _prefix_order(model: Any) -> tuple[str, ...]:
-    """Name the prefix tokens in their order: CLS, DeiT's distillation token, registers."""
-    parameters = inspect.signature(model.forward_intermediates).parameters
-    if "return_prefix_tokens" not in parameters:
-        return ()
-    n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
-    kinds = (("cls", "cls_token"), ("distillation", "dist_token"))
-    named = [kind for kind, attribute in kinds if _has(model, attribute)]
-    return tuple([*named, *["register"] * (n_prefix - len(named))][:n_prefix])
-
-
-def _position_rule(model: Any, native: tuple[int, int], hw: tuple[int, int]) -> str:
-    """Name the rule by which timm brought position embeddings to this size."""
-    rules = ["rope"] if getattr(model, "rope", None) is not None else []
-    if _has(model, "pos_embed_window"):
-        rules.append("timm bicubic")  # of SAM 2, at any size
-    elif _has(model, "pos_embed"):
-        rules.append("native" if native == hw else "timm bicubic antialias")
-    return ", ".join(rules) or "none"
-
-
-def _final_norm(model: Any) -> Any:
-    """Give the backbone's final norm: `norm`, or `fc_norm` where `norm` does nothing."""
-    for name in ("norm", "fc_norm"):
-        norm = getattr(model, name, None)
-        if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
-            return norm
-    return None
-
-
 def resolve_device(device: str) -> str:
     """Turn "auto" into the best device here, and check any other.
 
@@ -320,6 +291,7 @@ def load_backbone(
     weights: str | Path | None = None,
     device: str = "auto",
     taps: Sequence[str] | None = None,
+    tail: int | str | None = None,
 ) -> Backbone:
     """Load a frozen backbone, blocks after the last tap dropped.
 
@@ -329,17 +301,18 @@ def load_backbone(
         weights: File, "random[:SEED]", or None for the published weights.
         device: "auto", "cpu", "cuda[:N]" or "mps".
         taps: Taps; None: four blocks and the final norm, or all stages.
+        tail: Last blocks to keep the weights of, or "auto": as many, up to 4, as a tap feeds.
 
     Raises:
         NotFoundError: Unknown name, or weights that are not at hand.
-        InvalidInputError: A size, a tap, a device or weights that do not fit.
+        InvalidInputError: A size, a tap, a device or weights that do not fit; or a tail that
+            cannot be had, and why.
     """
     chosen = resolve_device(device)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return Backbone(
-        load_model(name, image_size=image_size, weights=weights), device=chosen, taps=taps
-    )
+    loaded = load_model(name, image_size=image_size, weights=weights)
+    return Backbone(loaded, device=chosen, taps=taps, tail=tail)
 
 
 def load_from_identity(
