@@ -8,6 +8,7 @@ import click
 
 from cli.care_commands import gc, reindex, rm, verify
 from cli.catalogue_commands import backbones, datasets
+from cli.cka_command import cka
 from cli.common import SETTINGS, run_and_exit
 from cli.demo import demo
 from cli.extract_command import extract
@@ -32,7 +33,22 @@ def featstore() -> None:
     """
 
 
-for command in (extract, info, ls, show, backbones, datasets, sql, verify, reindex, gc, rm, demo):
+COMMANDS = (
+    extract,
+    info,
+    ls,
+    show,
+    cka,
+    backbones,
+    datasets,
+    sql,
+    verify,
+    reindex,
+    gc,
+    rm,
+    demo,
+)
+for command in COMMANDS:
     featstore.add_command(command)
 
 

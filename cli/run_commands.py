@@ -46,6 +46,13 @@ run_argument = click.argument("run", metavar="RUN")
     metavar="N",
     help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
 )
+@click.option(
+    "--feature-set",
+    default=None,
+    metavar="KEY|NAME",
+    help="Measure on other features of the same backbone, such as those of larger images. "
+    "[default: those it learned from]",
+)
 @device_option
 @store_option
 @runs_option
@@ -63,6 +70,7 @@ def evaluate(
         heads evaluate @last
         heads evaluate @last --split val --json
         heads evaluate @last --queries 112
+        heads evaluate @last --feature-set dinov2_b@480x640
     """
     from heads.evaluate import evaluate as measure
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from featstore.errors import invalid
+from featstore.layer_choice import uniform_layers
 
 _TAP = re.compile(r"(?:(norm)|(block|stage):(-?\d+))(?:\.(cls|mean))?")
 _HINT = "Examples: block:8, block:-1, norm, stage:2, norm.cls, norm.mean."
@@ -74,6 +75,11 @@ def resolve_taps(texts: Iterable[str], *, unit: str, depth: int, n_prefix: int) 
     return tuple(str(tap) for tap in sorted(taps, key=_order))
 
 
+def from_first_to_last(texts: Iterable[str]) -> tuple[str, ...]:
+    """Sort taps as the backbone computes them, the final norm last."""
+    return tuple(sorted(texts, key=lambda text: _order(parse_tap(text))))
+
+
 def _order(tap: Tap) -> tuple[int, int, str]:
     return (tap.index is None, tap.index or 0, tap.pool or "")
 
@@ -95,16 +101,10 @@ def _resolve(tap: Tap, unit: str, depth: int, n_prefix: int) -> Tap:
 
 
 def uniform_blocks(depth: int, *, first: int = 2, count: int = 4) -> tuple[int, ...]:
-    """Spread `count` block numbers evenly from `first` to the last block, rounding down.
-
-    Source:
-        ViT-Split, arXiv:2506.03433, equation 2, with the floor of its released code.
-    """
+    """Spread `count` blocks as `uniform_layers` does; all, or from earlier on, where few are."""
     if depth <= count:
         return tuple(range(depth))
-    first = min(first, depth - count)
-    span = depth - 1 - first
-    return tuple(first + span * step // (count - 1) for step in range(count))
+    return tuple(uniform_layers(depth, count, min(first, depth - count)))
 
 
 def default_taps(*, unit: str, depth: int) -> tuple[str, ...]:

@@ -90,6 +90,9 @@ class Head(nn.Module, ABC):
         """
         raise invalid("queries", queries, f"left out: {type(self).__name__} has no grid of queries")
 
+    def read_grids(self, taps: Sequence[TapShape]) -> None:
+        """Read the same taps on other grids from now on; `output_hw` may follow."""
+
     @property
     @abstractmethod
     def output_hw(self) -> tuple[int, int]:
@@ -166,6 +169,10 @@ class Head(nn.Module, ABC):
 
     def lr_scales(self) -> Mapping[str, float]:
         """Give factors of the learning rate, by how the names of parameters begin."""
+        return {}
+
+    def learned(self) -> dict[str, Any]:
+        """Give what it learned that people can read, as JSON values, for the record of a run."""
         return {}
 
     def dead_parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""The papers' figures as PNG files, drawn with matplotlib and without a display."""
+"""Figures as PNG files, drawn with matplotlib and without a display."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ _PLANE_INCHES = (4.0, 3.3)  # of a panel of dots
 _BARS_WIDTH, _BAR_HEIGHT, _AROUND_BARS = 3.4, 0.24, 1.2  # inches
 _GAP = 6  # points between a dot and its name
 _DOT_PX = 6
+_CELL_INCHES, _AROUND_CELLS = 0.42, (1.7, 1.3)  # of a heat map; beside and above it
+_MAX_WRITTEN = 16  # cells a side up to which each has its number
 _SIDES = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 _TITLE_LETTERS_AN_INCH, _SUBTITLE_LETTERS, _OVER_BARS = 10, 62, 48
 _STYLE: dict[Any, Any] = {
@@ -68,10 +70,60 @@ def figure_png(data: FigureData) -> bytes:
         for axes in places[len(data.panels) :]:
             axes.remove()
         _place(figure, labels, keeps_all=any("" not in (p.series or {}) for p in data.panels))
-        sink = io.BytesIO()
-        # No date and no version: equal figures are equal files.
-        figure.savefig(sink, format="png", metadata={"Software": None})
-        return sink.getvalue()
+        return _png(figure)
+
+
+def heatmap_png(
+    matrix: Sequence[Sequence[float]], names: Sequence[str], *, title: str, note: str, cut: int
+) -> bytes:
+    """Draw how alike things are that stand in an order.
+
+    Args:
+        matrix: Numbers from 0 to 1, rows as columns; those below 0 look like 0.
+        names: Of its rows.
+        title: Of the figure.
+        note: In small below the title.
+        cut: Rows before the boundary that is drawn; 0: none is.
+
+    Returns:
+        A PNG file; equal numbers give equal bytes.
+    """
+    side = _CELL_INCHES * len(names)
+    with mpl.rc_context({**_STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
+        size = (max(side, 2.5) + _AROUND_CELLS[0], max(side, 2.5) + _AROUND_CELLS[1])
+        figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        _write_title(figure, title)
+        axes = figure.subplots()
+        _head(axes, Panel(title="", subtitle=note, x_label="", bars=(), series=None))
+        image = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+        _write_cells(axes, matrix, names)
+        if cut:
+            line: dict[str, Any] = {"color": "white", "linewidth": 2.5}
+            axes.axhline(cut - 0.5, **line)
+            axes.axvline(cut - 0.5, **line)
+        figure.colorbar(image, ax=axes, shrink=0.7, label="CKA")
+        return _png(figure)
+
+
+def _write_cells(axes: Axes, matrix: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0, labelcolor="black")
+    if len(names) > _MAX_WRITTEN:
+        return
+    for row, values in enumerate(matrix):
+        for column, value in enumerate(values):
+            colour = "black" if value > 0.6 else "white"
+            place = {"ha": "center", "va": "center", "fontsize": 7.5, "color": colour}
+            axes.text(column, row, f"{value:.2f}", **place)  # type: ignore[arg-type]
+
+
+def _png(figure: Figure) -> bytes:
+    sink = io.BytesIO()
+    # No date and no version: equal figures are equal files.
+    figure.savefig(sink, format="png", metadata={"Software": None})
+    return sink.getvalue()
 
 
 @contextmanager

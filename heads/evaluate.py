@@ -15,14 +15,23 @@ import pyarrow.parquet as pq
 import torch
 
 from featstore import open as open_store
-from featstore.errors import BadImageError, InvalidInputError, NotFoundError
+from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
 from heads.feed import Feed
 from heads.labels import LabelSource, open_stored_labels
 from heads.metrics import Metric
 from heads.model import Model, load
 from heads.runs import PAIRS, RECORD, Run, find_run, read_run
-from heads.selection import TEST, TRAIN, VAL, Pair, labelled_pairs, pairs_from_table, select_split
+from heads.selection import (
+    TEST,
+    TRAIN,
+    VAL,
+    Pair,
+    labelled_pairs,
+    pairs_from_table,
+    select_items,
+    select_split,
+)
 from heads.targets import checked_label, in_threads
 from heads.tasks import Task
 
@@ -85,13 +94,15 @@ def evaluate(
     split: str = TEST,
     data: str | None = None,
     queries: int | None = None,
+    feature_set: str | None = None,
     device: str = "auto",
     progress: ProgressCallback = ignore_progress,
 ) -> EvaluationReport:
     """Measure the best head of a run again, from its weights and the store.
 
     The splits "train", "val" and "test" are the parts that the run itself used; any other is
-    looked up in the store, and so is every split of `data`.
+    looked up in the store, and so is every split of `data`. On another feature set of the same
+    backbone, such as one of larger images, they are the same items.
 
     Args:
         run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
@@ -101,6 +112,7 @@ def evaluate(
         data: Data set ``FORMAT:PATH`` whose labels are joined to stored rows by image.
         queries: Side of another grid of queries than the head was trained on, for another
             resolution of the output; None: the same.
+        feature_set: Key or name of other features of the same backbone; None: the run's own.
         device: Where to compute.
         progress: Called with reports of progress.
 
@@ -113,7 +125,10 @@ def evaluate(
     if queries is not None:
         model.head.ask_on(queries)
     opened = open_store(store_of(found, store))
-    features = opened.feature_set(found.record["feature_sets"][0])
+    features = opened.feature_set(feature_set or found.record["feature_sets"][0])
+    if features.key != found.record["feature_sets"][0]:
+        _check_same_backbone(found, features)
+        model.read_from(features.taps)
     pairs, labels = pairs_to_measure(found, features, model.task, split, data)
     feed = Feed(features, model.array_names, model.device)
     result = measure_pairs(model, feed, pairs, labels, progress=progress)
@@ -129,6 +144,14 @@ def evaluate(
         note=result.metrics[0].note,
         left_out=dict(result.left_out),
     )
+
+
+def _check_same_backbone(run: Run, features: FeatureSet) -> None:
+    plan = features.plan
+    if plan is None or plan.weights_sha256 != run.record["weights_sha256"]:
+        hint = "A head reads only what it has learned to read."
+        expected = "features of the backbone that the run learned from, the same weights"
+        raise invalid("feature_set", features.name, expected, hint=hint)
 
 
 def locate_run(run: Run | str | Path, *, store: str | Path | None, runs: str | Path | None) -> Run:
@@ -184,6 +207,9 @@ def pairs_to_measure(
             raise InvalidInputError(
                 f"Run {run.run_id} has no {split} part. Choose another --split."
             )
+        if features.key != run.record["feature_sets"][0]:
+            items = {(pair.dataset, pair.item) for pair in pairs}
+            return select_items(store, features, taps=taps, kind=kind, items=items, data=own_data)
         if own_data is None:
             return pairs, open_stored_labels(store, kind)
         return pairs, labelled_pairs(store, features, taps=taps, kind=kind, data=own_data)[0]

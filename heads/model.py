@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featstore.errors import FormatError, NotFoundError, invalid
+from featstore.errors import FormatError, NotFoundError, invalid, not_found
 from featstore.feature_sets import FinalNorm
 from featstore.files import write_bytes
 from featstore.tail import TailSpec
@@ -77,6 +77,23 @@ class Model:
         """Taps that the final norm is applied to, each once."""
         normed = [shape.tap for number, shape in enumerate(self.taps) if self._is_normed(number)]
         return tuple(dict.fromkeys(normed))
+
+    def read_from(self, stored: Mapping[str, TapShape]) -> None:
+        """Read the same taps of another feature set from now on, whose grids may be others.
+
+        Raises:
+            NotFoundError: It lacks a tap.
+            InvalidInputError: A tap has another width or number of prefix tokens.
+        """
+        for shape in self.taps:
+            if shape.tap not in stored:
+                raise not_found("tap", shape.tap, stored)
+            other = stored[shape.tap]
+            if (other.dim, other.n_prefix) != (shape.dim, shape.n_prefix) or other.grid is None:
+                expected = f"{shape.dim} wide with {shape.n_prefix} prefix tokens"
+                raise invalid("tap", other, expected, hint="Choose another --feature-set.")
+        self.taps = tuple(stored[shape.tap] for shape in self.taps)
+        self.head.read_grids(self.taps)
 
     @property
     def device(self) -> torch.device:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featstore.tail import TailWeights
+from featstore.types import TapShape
 from heads.base import Head, TapTokens
 
 
@@ -47,6 +49,11 @@ class SideBySide(Head):
         for part in self.heads:
             part.ask_on(queries)
 
+    def read_grids(self, taps: Sequence[TapShape]) -> None:
+        """Read the same taps on other grids from now on."""
+        for part in self.heads:
+            part.read_grids(taps)
+
     @property
     def raw_inputs(self) -> frozenset[int]:
         """Numbers of the taps that the parts read as the backbone's blocks gave them."""
@@ -64,6 +71,11 @@ class SideBySide(Head):
         """Give every part copies of its own."""
         for part in self.heads:
             part.fill_tail(weights)
+
+    def learned(self) -> dict[str, Any]:
+        """Give what each part learned, by its number, where there is anything."""
+        found = {str(number): part.learned() for number, part in enumerate(self.heads)}
+        return {number: learned for number, learned in found.items() if learned}
 
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the output biases of all parts."""

@@ -80,8 +80,8 @@ class StagedHead(Head):
             raise invalid("stage", chosen, f"{stage} for this task", hint="Use --set stage=auto.")
         return {**options, "stage": chosen}
 
-    def set_grid(self, taps: Sequence[TapShape], *, head: str) -> None:
-        """Take over the one grid of the taps.
+    def read_grids(self, taps: Sequence[TapShape]) -> None:
+        """Take over the one grid of the taps: the output follows it.
 
         Raises:
             InvalidInputError: A tap is pooled, or they have several grids.
@@ -89,11 +89,11 @@ class StagedHead(Head):
         grids = {shape.grid for shape in taps}
         if None in grids or not grids:
             names = tuple(shape.tap for shape in taps)
-            raise invalid("taps", names, f"dense taps for the head {head}")
+            raise invalid("taps", names, "dense, one or more")
         if len(grids) > 1:
             given = ", ".join(f"{t.tap} {t.grid[0]}x{t.grid[1]}" for t in taps if t.grid)
             hint = "Choose taps with --tap."
-            raise invalid("taps", given, f"of one grid for the head {head}", hint=hint)
+            raise invalid("taps", given, "of one grid for this head", hint=hint)
         (grid,) = grids
         assert grid is not None
         self._grid = grid

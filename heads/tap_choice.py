@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.commands import extract_command
 from featstore.errors import invalid, not_found
-from featstore.taps import parse_tap, resolve_taps
+from featstore.taps import from_first_to_last, parse_tap, resolve_taps
 from featstore.types import TapShape
 from heads.base import Head
 
@@ -51,18 +51,41 @@ def choose_taps(
         raise invalid("taps", tuple(wanted), "left out, as the options of the head choose them")
     names = (*(named if asked is None else asked), *added)
     _check_stored(features, names, n_tail=head.n_tail_blocks(options))
-    for name in names:
-        if stored[name].grid is None:
-            raise invalid(
-                "tap", name, "a dense tap; this one is pooled", hint="Leave out the pool."
-            )
+    _check_dense(features, names)
     return ChosenTaps(shapes=tuple(stored[name] for name in names), named=named)
+
+
+def several_taps(
+    features: FeatureSet, wanted: Sequence[str], *, least: int = 2
+) -> tuple[TapShape, ...]:
+    """Choose dense taps to compare: those named, else all that are stored; first to last.
+
+    Raises:
+        NotFoundError: A tap is not stored; the message says how to add it.
+        InvalidInputError: It is no tap, or pooled, or there are fewer than `least`.
+    """
+    names = [_resolved(text, features) for text in wanted]
+    _check_stored(features, names, n_tail=0)
+    _check_dense(features, names)
+    stored = features.taps
+    dense = [name for name in names or stored if stored[name].grid is not None]
+    if len(set(dense)) < least:
+        hint = "Add some with `featstore extract --taps`."
+        raise invalid("taps", tuple(dense), f"at least {least} dense taps to compare", hint=hint)
+    return tuple(stored[tap] for tap in from_first_to_last(dict.fromkeys(dense)))
 
 
 def _defaults(features: FeatureSet, head: type[Head]) -> tuple[str, ...]:
     dense = {tap: shape for tap, shape in features.taps.items() if shape.grid is not None}
     input_hw = None if features.plan is None else features.plan.image_size
     return head.default_taps(dense, input_hw=input_hw)
+
+
+def _check_dense(features: FeatureSet, names: Sequence[str]) -> None:
+    for name in names:
+        if features.taps[name].grid is None:
+            expected = "a dense tap; this one is pooled"
+            raise invalid("tap", name, expected, hint="Leave out the pool.")
 
 
 def _check_stored(features: FeatureSet, names: Sequence[str], *, n_tail: int) -> None:

@@ -18,13 +18,13 @@ from heads.vit_block import Tail
 from heads.vit_split_prior import (
     PriorNet,
     VitSplitPriorOptions,
+    asked_blocks,
     block_taps,
     mixing_net,
 )
 
 PARTS = ("both", "prior", "task")
 FUSIONS = ("net", "add")
-_NAME = "vit_split"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,7 @@ class VitSplit(StagedHead):
     ) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
         self.options = chosen = VitSplitOptions(**options)
-        self.set_grid(taps, head=_NAME)
+        self.read_grids(taps)
         self._widths = tuple(tap.dim for tap in taps)
         self._n_prior = len(taps) - (1 if chosen.n_copied else 0)
         self._check_taps(taps)
@@ -185,6 +185,10 @@ class VitSplit(StagedHead):
         tensors = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
         self.tail.load_state_dict(tensors)
 
+    def learned(self) -> dict[str, Any]:
+        """Give the weights of the prior's gate."""
+        return self.prior.learned() if self._n_prior else {}
+
     @classmethod
     def n_tail_blocks(cls, options: Mapping[str, Any]) -> int:
         """Give `kt`, or 0 where there is a prior only."""
@@ -199,8 +203,9 @@ class VitSplit(StagedHead):
 
     @classmethod
     def asked_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...] | None:
-        """Leave the prior's taps out where there is no prior."""
-        return () if options["parts"] == "task" else None
+        """Name the blocks that `layers` chooses for the prior; none where there is no prior."""
+        chosen = VitSplitOptions(**options)
+        return () if chosen.parts == "task" else asked_blocks(chosen, depth=depth)
 
     @classmethod
     def added_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...]:

@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.errors import invalid
+from featstore.errors import InvalidInputError, invalid
+from featstore.layer_choice import ROUNDINGS, last_layers, uniform_layers
 from featstore.types import TapShape
 from heads.base import HEADS, TapTokens, check_inputs, last_dense_tap
 from heads.deformable import DeformableConvNet, check_sampler
+from heads.gate import SparseGate
 from heads.stages import STAGES, StagedHead, as_map
 
 MIXERS = ("deformable", "plain", "none")
+LAYERS = ("auto", "stored", "uniform", "last")
+GATES = ("none", "sparse")
+_KP = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +33,23 @@ class VitSplitPriorOptions:
     `width` is the channels after the first convolution (None: those of a tap), to compare at an
     equal budget. `mixer` is what follows it: the deformable convolution, a plain 3x3 one, or with
     "none" neither of the two: the taps go straight to the stage.
+
+    `layers` chooses the taps: "stored" are those that the user names, else all blocks that are
+    stored; "uniform" spreads `kp` blocks (None: 4) from block `b` to the last one, "last" takes the
+    last `kp`; "auto" is "uniform" where `kp` is given without a gate. `gate` = "sparse" lets the
+    head mix the taps to `kp` maps, each of its `k` best taps, in place of them.
     """
 
     stage: str = "auto"
     width: int | None = None
     mixer: str = "deformable"
     sampler: str = "plain"  # of deformable convolutions: ours, or "torchvision"
+    layers: str = "auto"
+    kp: int | None = None
+    b: int = 2
+    rounding: str = "floor"  # of the release; "nearest" is the paper's
+    gate: str = "none"
+    k: int = 4
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -45,25 +61,90 @@ class VitSplitPriorOptions:
         if self.width is not None and self.mixer == "none":
             raise invalid("width", self.width, "auto with mixer=none, which changes no channels")
         check_sampler(self.sampler)
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        if self.layers not in LAYERS:
+            raise invalid("layers", self.layers, f"one of {', '.join(LAYERS)}")
+        if self.rounding not in ROUNDINGS:
+            raise invalid("rounding", self.rounding, f"one of {', '.join(ROUNDINGS)}")
+        if self.gate not in GATES:
+            raise invalid("gate", self.gate, f"one of {', '.join(GATES)}")
+        for name in ("kp", "k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise invalid(name, value, "at least 1")
+        if self.gate != "none" and self.layers not in ("auto", "stored"):
+            raise invalid("layers", self.layers, "stored with a gate, which chooses by itself")
+        if self.kp is not None and self.gate == "none" and self.layers == "stored":
+            raise invalid("kp", self.kp, "left out with layers=stored", hint="Try layers=uniform.")
+
+    @property
+    def n_chosen(self) -> int:
+        """Count the blocks that are chosen, or the maps that a gate mixes."""
+        return self.kp or _KP
+
+    def blocks(self, depth: int | None) -> list[int] | None:
+        """Number the blocks that are asked for; None: those that are named or stored.
+
+        Raises:
+            InvalidInputError: The backbone has no blocks, or not as many.
+        """
+        layers = self.layers
+        if layers == "auto":
+            layers = "stored" if self.kp is None or self.gate != "none" else "uniform"
+        if layers == "stored":
+            return None
+        if depth is None:
+            raise InvalidInputError(
+                f"layers={layers} counts the blocks of a ViT, and these features come from a net "
+                "of stages or were imported. Name taps with --tap instead."
+            )
+        if layers == "last":
+            return last_layers(depth, self.n_chosen)
+        return uniform_layers(depth, self.n_chosen, self.b, self.rounding)
 
 
 class PriorNet(nn.Module):
     """A 1x1 convolution over all taps, GELU, a 3x3 one, GELU; no norm.
 
     For k taps of width d, ``(k d + 1) w + 162 w + 18 + 9 w^2`` parameters with the deformable one.
+    A gate comes first, and its maps take the place of the taps.
     """
 
     def __init__(self, taps: Sequence[TapShape], options: VitSplitPriorOptions) -> None:
         super().__init__()
+        self._taps = tuple(tap.tap for tap in taps)
+        self.gate = _gate(taps, options)
         total = sum(tap.dim for tap in taps)
+        if self.gate is not None:
+            total = options.n_chosen * taps[0].dim
         has_mixer = options.mixer != "none"
         self.width = (options.width or taps[-1].dim) if has_mixer else total
         self.net = mixing_net(total, self.width, options) if has_mixer else nn.Identity()
 
     def forward(self, inputs: Sequence[TapTokens], like: Tensor) -> Tensor:
         """Give (batch, width, rows, columns), in the dtype of `like`."""
-        mixed: Tensor = self.net(torch.cat([as_map(tokens, like) for tokens in inputs], dim=1))
+        maps = [as_map(tokens, like) for tokens in inputs]
+        if self.gate is not None:
+            maps = [self.gate(torch.stack(maps, dim=1)).flatten(1, 2)]
+        mixed: Tensor = self.net(torch.cat(maps, dim=1))
         return mixed
+
+    def learned(self) -> dict[str, Any]:
+        """Give the weights of the gate by tap, one a map; nothing without a gate."""
+        if self.gate is None:
+            return {}
+        return {"gate": dict(zip(self._taps, self.gate.learned(), strict=True))}
+
+
+def _gate(taps: Sequence[TapShape], options: VitSplitPriorOptions) -> SparseGate | None:
+    if options.gate == "none":
+        return None
+    widths = {tap.dim for tap in taps}
+    if len(widths) > 1:
+        raise invalid("widths", sorted(widths), "equal for a gate, which mixes taps")
+    return SparseGate(len(taps), options.n_chosen, options.k)
 
 
 def mixing_net(channels: int, width: int, options: VitSplitPriorOptions) -> nn.Sequential:
@@ -84,6 +165,12 @@ def block_taps(
     return tuple(sorted(blocks, key=lambda tap: int(tap.partition(":")[2])))
 
 
+def asked_blocks(options: VitSplitPriorOptions, *, depth: int | None) -> tuple[str, ...] | None:
+    """Name the taps that the options ask for; None: those that are named or stored."""
+    blocks = options.blocks(depth)
+    return None if blocks is None else tuple(f"block:{number}" for number in blocks)
+
+
 @HEADS.register("vit_split_prior.v1")
 class VitSplitPrior(StagedHead):
     """Concatenate frozen taps, mix them by a deformable convolution, enlarge the map four times.
@@ -102,7 +189,7 @@ class VitSplitPrior(StagedHead):
     def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: Any) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
         self.options = chosen = VitSplitPriorOptions(**options)
-        self.set_grid(taps, head="vit_split_prior")
+        self.read_grids(taps)
         self._widths = tuple(tap.dim for tap in taps)
         self.prior = PriorNet(taps, chosen)
         self.build_stage(chosen.stage, self.prior.width, n_outputs)
@@ -112,6 +199,15 @@ class VitSplitPrior(StagedHead):
         check_inputs(inputs, self._widths)
         like = self.stage[-1].get_parameter("weight")
         return self.answer(self.prior(inputs, like), inputs[0])
+
+    def learned(self) -> dict[str, Any]:
+        """Give the weights of the gate."""
+        return self.prior.learned()
+
+    @classmethod
+    def asked_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...] | None:
+        """Name the blocks that `layers` chooses."""
+        return asked_blocks(VitSplitPriorOptions(**options), depth=depth)
 
     @classmethod
     def default_taps(

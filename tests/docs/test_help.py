@@ -18,7 +18,9 @@ from cli.heads_app import heads
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"featstore": featstore, "heads": heads}
 COMMANDS = {
-    "featstore": "extract info ls show backbones datasets sql verify reindex gc rm demo".split(),
+    "featstore": (
+        "extract info ls show cka backbones datasets sql verify reindex gc rm demo"
+    ).split(),
     "heads": "train evaluate predict export table figure show ls rm describe presets".split(),
 }
 PAIRS = [(program, name) for program, names in COMMANDS.items() for name in names]
