@@ -79,7 +79,8 @@ def vit_size(name: str) -> VitSize:
         NotFoundError: They are not known here; a stored tail tells them.
     """
     if name not in _BLOCKS:
-        raise not_found("blocks of the backbone", name, _BLOCKS)
+        hint = "Others are described by their --width."
+        raise not_found("blocks of the backbone", name, _BLOCKS, hint=hint)
     entry: BackboneEntry = CATALOGUE[name]
     n_heads, hidden, mlp, activation, has_layer_scale = _BLOCKS[name]
     return VitSize(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from featstore.catalogue import CATALOGUE
 from featstore.errors import invalid
 from featstore.tail import TailSpec
 from featstore.types import TapShape
@@ -16,6 +17,8 @@ from featstore.vit_sizes import VitSize, plain_vit, vit_size
 from heads.base import Head, TapTokens
 from heads.build import HEADS, build_head
 from heads.options import parse_options
+from heads.presets.base import Preset
+from heads.tasks import TASKS
 
 BYTES_PER_NUMBER = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -61,9 +64,9 @@ def describe_head(
         raise invalid("width, grid", (width, grid), "positive numbers")
     if dtype not in BYTES_PER_NUMBER:
         raise invalid("dtype", dtype, f"one of {', '.join(BYTES_PER_NUMBER)}")
-    size = plain_vit(width) if width is not None else vit_size(str(backbone))
     head_type = HEADS[name]
     chosen = asdict(head_type.OPTIONS(**parse_options(head_type.OPTIONS, options or {})))
+    size = plain_vit(width) if width is not None else vit_size(str(backbone))
     shapes, tail = taps_on(head_type, size, grid=grid, named=taps, options=chosen)
     # Shapes are enough: copied blocks may be 200 million numbers.
     device = torch.device("cpu" if tail is None else "meta")
@@ -89,6 +92,41 @@ def describe_head(
         "bytes_per_image": sum(tap.bytes_per_row(BYTES_PER_NUMBER[dtype]) for tap in read),
         "dtype": dtype,
     }
+
+
+def describe_with_preset(
+    preset: Preset,
+    name: str,
+    *,
+    backbone: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a head on the taps and with the options of a published experiment.
+
+    Args:
+        preset: The experiment.
+        name: The head; options of the preset are those of its own head only.
+        backbone: In place of the preset's.
+        options: Options of the head that win; may be text.
+
+    Returns:
+        What `describe_head` gives, and ``preset``.
+    """
+    needs, entry = preset.needs, CATALOGUE[backbone or preset.needs.backbone]
+    head_type, task_type = HEADS[name], TASKS[preset.task]
+    own = preset.head_options if HEADS[preset.head] is head_type else {}
+    said = parse_options(head_type.OPTIONS, {**own, **(options or {})})
+    filled = asdict(head_type.OPTIONS(**said))
+    found = describe_head(
+        name,
+        backbone=entry.name,
+        grid=(-(-needs.image_size[0] // entry.stride), -(-needs.image_size[1] // entry.stride)),
+        taps=needs.taps,
+        n_outputs=task_type(**preset.task_options).readouts,
+        dtype=needs.dtype,
+        options=head_type.completed(filled, stage=task_type.stage),
+    )
+    return {**found, "preset": preset.name}
 
 
 def taps_on(

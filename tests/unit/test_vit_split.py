@@ -502,3 +502,18 @@ def test_a_run_is_measured_on_other_features_of_its_backbone(store):
         if one.plan.weights_sha256.startswith("000"):
             with pytest.raises(InvalidInputError, match="the same weights"):
                 heads.evaluate(report.path, feature_set=one.key, device="cpu")
+
+
+def test_a_preset_trains_and_takes_its_options_from_the_backbones_size(tmp_path):
+    about = {**BACKBONE, "name": "dinov2_b"}
+    store = fake_store(tmp_path / "s.zarr", [Things(20)], backbone=about)
+    changes = {"steps": 2, "batch_size": 8, "device": "cpu", "val_fraction": 0.1}
+    options = {"kt": 3, "kp": 2, "pictures": 0, "checks": 1}
+    report = heads.train(store, preset="vit-split-nyu", options=options, **changes)
+    record = record_of(report)
+    assert record["preset"]["name"] == "vit-split-nyu@b"
+    assert record["preset"]["deviations"]["kt"] == {"preset": 4, "given": 3}
+    assert record["options"]["head"]["layers"] == "uniform"
+    loop = record["training"]["loop"]
+    assert (loop["schedule"], loop["clip"], record["training"]["lr"]) == ("onecycle", 3.5, 3e-4)
+    assert any("tap is block:2" in text for text in record["preset"]["misfits"])
