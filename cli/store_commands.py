@@ -107,8 +107,10 @@ def _store_facts(store_path: Path) -> dict[str, Any]:
 
 
 def _feature_sets(store_path: Path) -> list[dict[str, Any]]:
-    """List feature sets, each with its taps."""
+    """List feature sets, each with its taps and the blocks of its tail."""
     from featstore.index import query
+    from featstore.store import FeatureSetFolder
+    from featstore.tail_file import find_tail
 
     found: dict[str, dict[str, Any]] = {}
     for line in query(store_path, _TAPS).to_pylist():
@@ -120,6 +122,8 @@ def _feature_sets(store_path: Path) -> list[dict[str, Any]]:
         entry["taps"].sort(key=_tap_order)
         entry["rows"] = max((tap["n_rows"] for tap in entry["taps"]), default=0)
         entry["bytes"] = _bytes_below(store_path / "feature_sets" / key)
+        tail = find_tail(FeatureSetFolder(store_path / "feature_sets" / key))
+        entry["tail"] = 0 if tail is None else tail.n_blocks
     return list(found.values())
 
 
@@ -131,7 +135,7 @@ def _tap_order(tap: Mapping[str, Any]) -> tuple[bool, int, str]:
 
 
 def _feature_sets_table(feature_sets: Sequence[Mapping[str, Any]]) -> str:
-    columns = ["feature set", "name", "dtype", "rows", "size", "taps"]
+    columns = ["feature set", "name", "dtype", "rows", "size", "tail", "taps"]
     lines = [
         [
             one["feature_set"],
@@ -139,6 +143,7 @@ def _feature_sets_table(feature_sets: Sequence[Mapping[str, Any]]) -> str:
             one["dtype"],
             f"{one['rows']:,}",
             size(one["bytes"]),
+            one["tail"] or "",
             " ".join(_tap_text(tap, one["rows"]) for tap in one["taps"]),
         ]
         for one in feature_sets
@@ -178,6 +183,8 @@ def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
         grid = "" if tap["grid_h"] is None else f"{tap['grid_h']}x{tap['grid_w']} of "
         prefix = f" and {count(tap['n_prefix'], 'prefix token')}" if tap["n_prefix"] else ""
         shown[f"tap {tap['tap']}"] = f"{grid}{tap['dim']}{prefix}, {count(tap['n_rows'], 'row')}"
+    if found["tail"]:
+        shown["tail"] = f"last {count(found['tail'], 'block')} and the final norm"
     for name, value in (found["plan"] or {"plan": "none: imported features"}).items():
         shown[f"plan.{name}" if found["plan"] else name] = value
     for name, value in found["provenance"].items():

@@ -172,8 +172,7 @@ def _run(
         else FinalNorm(kind=norm.kind, eps=norm.eps, weight=norm.weight, bias=norm.bias),
         tail=model.tail,
     )
-    if model.tail_note:
-        text = f"No tail is stored: {model.tail_note}"
+    for text in _tail_messages(model):
         extraction.progress(Progress(stage="extract", message=text))
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
     with extraction.locked_store(new.key) as store:
@@ -181,6 +180,19 @@ def _run(
         return extraction.run(
             store, new, shapes, framing=framing, source=source, batch_size=batch_size
         )
+
+
+def _tail_messages(model: Backbone) -> list[str]:
+    """Say why "auto" stored no tail, or that no tap of this run feeds the one that is stored."""
+    if model.tail_note:
+        return [f"No tail is stored: {model.tail_note}"]
+    if model.tail is None:
+        return []
+    last = model.tail.spec.n_blocks
+    inputs = [model.tail.spec.last(n).input_tap for n in range(last, 0, -1)]
+    if set(inputs) & set(model.taps):
+        return []
+    return [f"None of the taps of this run feeds the tail, which takes {inputs[0]}."]
 
 
 _IMPORT_BATCH = 64

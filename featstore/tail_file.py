@@ -189,11 +189,13 @@ def _damaged(folder: FeatureSetFolder) -> FormatError:
 
 def _too_short(folder: FeatureSetFolder, stored: int, wanted: int) -> NotFoundError:
     has = f"a tail of {stored}" if stored else "no tail"
-    text = f"Feature set {folder.key} has {has}, and {wanted} blocks are needed."
+    needed = "1 block is" if wanted == 1 else f"{wanted} blocks are"
+    text = f"Feature set {folder.key} has {has}, and {needed} needed."
     if folder.plan is None:
         return NotFoundError(f"{text} Its features were imported: choose one with a backbone.")
-    depth = int(folder.attributes["backbone"]["depth"])
-    if folder.attributes["backbone"]["unit"] != "block" or wanted >= depth:
-        return NotFoundError(f"{text} Its backbone cannot have it: choose a smaller one.")
+    about = folder.attributes["backbone"]
+    depth = int(about.get("depth", 0))
+    if about.get("unit") != "block" or wanted >= depth:
+        return NotFoundError(f"{text} Its backbone cannot have it: choose fewer, or another one.")
     command = extract_command(folder, taps=[f"block:{depth - wanted - 1}"], tail=wanted)
     return NotFoundError(f"{text} Add it, what is stored stays: `{command}`.")

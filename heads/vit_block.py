@@ -6,6 +6,7 @@ what it is made of. `load_tail` builds the last blocks and the final norm from a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -31,11 +32,17 @@ class RmsNorm(nn.Module):
     def __init__(self, dim: int, *, eps: float, has_weight: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim)) if has_weight else None
-        self._dim, self._eps = dim, eps
+        self._eps = eps
 
     def forward(self, tokens_bnd: Tensor) -> Tensor:
         """Give tokens of the same shape."""
-        return F.rms_norm(tokens_bnd, (self._dim,), self.weight, self._eps)
+        return _rms_norm(tokens_bnd, self.weight, self._eps)
+
+
+def _rms_norm(tokens_bnd: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    # Autocast, which knows `layer_norm`, does not cast for this one.
+    tokens_bnd = tokens_bnd if weight is None else tokens_bnd.to(weight.dtype)
+    return F.rms_norm(tokens_bnd, tokens_bnd.shape[-1:], weight, eps)
 
 
 def build_norm(spec: NormSpec | None, dim: int) -> nn.Module:
@@ -47,7 +54,7 @@ def build_norm(spec: NormSpec | None, dim: int) -> nn.Module:
     return nn.LayerNorm(dim, eps=spec.eps, elementwise_affine=spec.has_weight, bias=spec.has_bias)
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -82,13 +89,15 @@ class Attention(nn.Module):
     def forward(self, tokens_bnd: Tensor, rotation: Rotation | None) -> Tensor:
         """Give (batch, tokens, dim)."""
         mixed = F.linear(tokens_bnd, self.qkv.weight, self._bias())
+        parts = torch.split(mixed, list(self._widths), dim=2)
         heads = [
-            part.unflatten(2, (-1, self._spec.head_dim)).transpose(1, 2)  # type: ignore[no-untyped-call]
-            for part in mixed.split(self._widths, dim=2)
+            part.view(*part.shape[:2], -1, self._spec.head_dim).transpose(1, 2) for part in parts
         ]
         query, key, value = self.q_norm(heads[0]), self.k_norm(heads[1]), heads[2]
         if rotation is not None:
-            query, key = (rotate(one, rotation, self._spec.rope).to(value) for one in (query, key))
+            query, key = (rotate(one, rotation, self._spec.rope) for one in (query, key))
+        # Under autocast the norms and the rotation give float32.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         repeats = self._spec.n_heads // self._spec.n_kv_heads
         if repeats > 1:
             key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
@@ -226,7 +235,7 @@ class FrozenNorm(nn.Module):
     def forward(self, tokens_bnd: Tensor) -> Tensor:
         """Give tokens of the same shape."""
         if self._spec.kind == "rms_norm":
-            return F.rms_norm(tokens_bnd, (self._dim,), self.weight, self._spec.eps)
+            return _rms_norm(tokens_bnd, self.weight, self._spec.eps)
         return F.layer_norm(tokens_bnd, (self._dim,), self.weight, self.bias, self._spec.eps)
 
 

@@ -11,21 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import (
-    Attention,
-    AttentionRope,
-    GluMlp,
-    LayerNorm,
-    LayerNormFp32,
-    LayerScale,
-    Mlp,
-    RmsNorm,
-    RmsNormFp32,
-    RotaryEmbeddingCat,
-    RotaryEmbeddingDinoV3,
-    SwiGLU,
-)
 from timm.layers.activations import GELU, GELUTanh, QuickGELU
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.layers.norm import LayerNorm, LayerNormFp32, RmsNorm, RmsNormFp32
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.naflexvit import NaFlexVit
@@ -44,21 +35,28 @@ from featstore.taps import parse_tap
 
 MAX_AUTO = 4
 _WINDOWED = {
+    "DaVit",
+    "EfficientVitMsra",
+    "GlobalContextVit",
     "Hiera",
     "HieraDet",
-    "ImageEncoderViT",
-    "MultiScaleVit",
+    "MaxxVit",
+    "Nest",
     "SwinTransformer",
     "SwinTransformerV2",
     "SwinTransformerV2Cr",
-    "VisionTransformerSAM",
-    "CSWinTransformer",
-    "MaxxVit",
-    "DaVit",
-    "GlobalContextVit",
+    "TinyVit",
     "Twins",
+    "VisionTransformerSAM",
 }
 _MODELS = (VisionTransformer, VisionTransformerDistilled, Eva, NaFlexVit)
+_NORMS: dict[type[nn.Module], str] = {
+    nn.LayerNorm: "layer_norm",
+    LayerNorm: "layer_norm",
+    LayerNormFp32: "layer_norm",
+    RmsNorm: "rms_norm",
+    RmsNormFp32: "rms_norm",
+}
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     GELU: "gelu",
     GELUTanh: "gelu_tanh",
@@ -213,9 +211,7 @@ class _Part:
         """Take a norm over the last axis; None and the identity are none."""
         if norm is None or type(norm) is nn.Identity:
             return None
-        kinds = {RmsNorm: "rms_norm", RmsNormFp32: "rms_norm"}
-        kinds |= dict.fromkeys((nn.LayerNorm, LayerNorm, LayerNormFp32), "layer_norm")
-        kind = kinds.get(type(norm))
+        kind = _NORMS.get(type(norm))
         if kind is None or len(norm.normalized_shape) != 1:
             raise _InexpressibleError(f"its {name} is {type(norm).__name__}")
         return NormSpec(
@@ -374,10 +370,13 @@ def _parallel_block(block: Any, part: _Part) -> BlockSpec:
 def _rope(rope: Any, part: _Part) -> RopeSpec | None:
     if rope is None:
         return None
+    frequencies: torch.Tensor
     if type(rope) is RotaryEmbeddingDinoV3:
-        frequencies, grid, reference = 2 * math.pi / rope.periods, "centered", None
+        frequencies = 2 * math.pi / rope.get_buffer("periods")
+        grid, reference = "centered", None
     elif type(rope) is RotaryEmbeddingCat:
-        frequencies, grid, reference = rope.bands, rope.grid_type, rope.ref_feat_shape
+        frequencies = rope.get_buffer("bands")
+        grid, reference = rope.grid_type, rope.ref_feat_shape
     else:
         raise _InexpressibleError(f"its rotary positions are {type(rope).__name__}")
     positions = {"index": "index", "centered": "centred"}.get(grid)

@@ -21,7 +21,9 @@ from featstore.geometry import place, to_input
 from featstore.plan import FORMAT_VERSION, ExtractPlan
 from featstore.sql.fold import TOMBSTONE_SCHEMA
 from featstore.sql.runs import CURVE_SCHEMA, METRIC_SCHEMA, RUN_SCHEMA
-from featstore.store import ASSIGNMENT_SCHEMA, read_attributes
+from featstore.store import ASSIGNMENT_SCHEMA, open_folder, read_attributes
+from featstore.tail import NormSpec, RopeSpec, TailSpec, TailWeights, plain_block
+from featstore.tail_file import TAIL_FILE, write_tail
 from tests.fakes import fake_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,13 +89,20 @@ def test_the_columns_are_those_of_a_stored_file(place_in_text):
 
 
 def test_every_table_of_the_text_is_compared_here():
-    compared = {section for section, _ in SCHEMAS} | {"Versions", "Feature sets", "Index"}
+    compared = {section for section, _ in SCHEMAS} | {"Versions", "Feature sets", "Tail", "Index"}
     assert {section for section in SECTIONS if tables(section)} == compared
     rows = sum(line.startswith("|---") for line in TEXT.splitlines())
     assert rows - 1 == sum(len(tables(section)) for section in SECTIONS)  # but for the names
 
 
-JSON_TYPES = {"string": str, "integer": int, "list": list, "object": dict}
+JSON_TYPES = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "list": list,
+    "object": dict,
+}
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,27 @@ def test_the_attributes_are_those_of_a_store(section, number, found):
     }
 
 
+def full_tail():
+    """Describe a tail that has everything a tail may have."""
+    norm = NormSpec()
+    block = plain_block(4, 2, qk_norm=norm, attention_norm=norm, mlp_norm=norm, rope="half")
+    rope = RopeSpec(n_frequencies=1, reference=(3, 4))
+    spec = TailSpec(first=3, blocks=(block,), n_prefix=1, norm=norm, rope=rope)
+    return TailWeights(spec=spec, tensors={"norm.weight": np.ones(4, np.float32)})
+
+
+def test_the_fields_of_a_tail_are_those_of_a_stored_one(store):
+    folder = open_folder(store).feature_set(KEY)
+    assert (folder.path / TAIL_FILE).exists()
+    (entry,) = read_attributes(folder.path)["tail"]
+    spec = entry["spec"]
+    parts = [entry, spec, spec["blocks"][0], spec["norm"], spec["rope"]]
+    for documented, found in zip(tables("Tail"), parts, strict=True):
+        assert {name: JSON_TYPES[kind] for name, kind in documented.items()} == {
+            name: type(value) for name, value in found.items()
+        }
+
+
 def test_the_plan_has_the_fields_of_the_code_and_this_is_the_current_format():
     assert list(tables("Feature sets")[1]) == [field.name for field in fields(ExtractPlan)]
     assert TEXT.startswith(f"# Format {FORMAT_VERSION} ")
@@ -122,6 +152,7 @@ def store(tmp_path_factory):
     """Give the golden store with two runs, a tombstone of nothing and targets in it."""
     path = tmp_path_factory.mktemp("format") / "s.zarr"
     shutil.copytree(GOLDEN, path)
+    write_tail(open_folder(path).feature_set(KEY), full_tail())
     for number, (lr, rmse) in enumerate([(0.001, 0.5), (0.01, 0.25)]):
         write_run(path / "runs" / f"deap-depth-20260101-00000{number}-abcd", lr, rmse)
     tombstones = path / "feature_sets" / KEY / "tombstones"
