@@ -10,6 +10,7 @@ from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
 from cli.export_command import export
 from cli.figure_command import figure
+from cli.layers_command import layers
 from cli.predict_command import predict
 from cli.presets_command import presets
 from cli.run_commands import evaluate, ls, rm
@@ -39,6 +40,7 @@ COMMANDS = (
     evaluate,
     predict,
     export,
+    layers,
     table,
     figure,
     show,

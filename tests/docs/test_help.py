@@ -21,7 +21,9 @@ COMMANDS = {
     "featstore": (
         "extract info ls show cka backbones datasets sql verify reindex gc rm demo"
     ).split(),
-    "heads": "train evaluate predict export table figure show ls rm describe presets".split(),
+    "heads": (
+        "train evaluate predict export layers table figure show ls rm describe presets"
+    ).split(),
 }
 PAIRS = [(program, name) for program, names in COMMANDS.items() for name in names]
 
