@@ -24,7 +24,7 @@ def fill_from_preset(name: str, options: dict[str, Any]) -> dict[str, Any]:
     said_backbone = options["backbone"] if is_said("backbone") else None
     preset = find_preset(name, backbone=said_backbone)
     needs = preset.needs
-    wanted = {
+    wanted: dict[str, Any] = {
         "backbone": needs.backbone,
         "image_size": needs.image_size,
         "taps": needs.taps,

@@ -48,7 +48,7 @@ def plain_vit(width: int) -> VitSize:
 
 
 # name in the catalogue: heads, hidden channels, MLP, activation, whether it has LayerScale
-_BLOCKS: dict[str, tuple[int, int, str, str, bool]] = {
+BLOCKS: dict[str, tuple[int, int, str, str, bool]] = {
     "dinov2_s": (6, 1536, "plain", "gelu", True),
     "dinov2_b": (12, 3072, "plain", "gelu", True),
     "dinov2_l": (16, 4096, "plain", "gelu", True),
@@ -78,11 +78,11 @@ def vit_size(name: str) -> VitSize:
     Raises:
         NotFoundError: They are not known here; a stored tail tells them.
     """
-    if name not in _BLOCKS:
+    if name not in BLOCKS:
         hint = "Others are described by their --width."
-        raise not_found("blocks of the backbone", name, _BLOCKS, hint=hint)
+        raise not_found("blocks of the backbone", name, BLOCKS, hint=hint)
     entry: BackboneEntry = CATALOGUE[name]
-    n_heads, hidden, mlp, activation, has_layer_scale = _BLOCKS[name]
+    n_heads, hidden, mlp, activation, has_layer_scale = BLOCKS[name]
     return VitSize(
         width=entry.width,
         depth=entry.depth,

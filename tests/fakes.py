@@ -222,6 +222,7 @@ def fake_extract(
     plan: ExtractPlan | None = None,
     backbone: Mapping[str, Any] | None = None,
     tail: TailWeights | None = None,
+    norm_weight: float = 1.0,
 ) -> ExtractReport:
     """Run the real extraction with the fake backbone."""
     options = options or RunOptions(n_threads=2)
@@ -235,7 +236,10 @@ def fake_extract(
         backbone=backbone or {"name": "fake"},
         provenance={"batch_size": batch_size},
         final_norm=FinalNorm(
-            kind="layer_norm", eps=1e-6, weight=np.ones(DIM, np.float32), bias=np.zeros(DIM)
+            kind="layer_norm",
+            eps=1e-6,
+            weight=np.full(DIM, norm_weight, np.float32),
+            bias=np.zeros(DIM),
         ),
         tail=tail,
     )

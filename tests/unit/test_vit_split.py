@@ -487,21 +487,33 @@ def test_it_trains_where_timm_cannot_be_imported(store):
 
 def test_a_run_is_measured_on_other_features_of_its_backbone(store):
     report = learn(store)
-    fake_store(store, [Things(30)], plan=fake_plan(image_size=(32, 32)))
-    own, other = (one.key for one in sorted(
-        featstore.open(store).feature_sets(), key=lambda one: one.plan.image_size
-    ))  # fmt: skip
-    again = heads.evaluate(report.path, feature_set=own, device="cpu")
-    assert again.metrics == report.metrics
-    elsewhere = heads.evaluate(report.path, feature_set=other, device="cpu")
-    # The fake backbone gives the same tokens for any size.
-    assert elsewhere.metrics == report.metrics
-    assert elsewhere.images == report.images
-    fake_store(store, [Things(30)], plan=fake_plan(weights_sha256="0" * 64))
-    for one in featstore.open(store).feature_sets():
-        if one.plan.weights_sha256.startswith("000"):
-            with pytest.raises(InvalidInputError, match="the same weights"):
-                heads.evaluate(report.path, feature_set=one.key, device="cpu")
+    own = featstore.open(store).feature_set().key
+    larger = fake_plan(image_size=(32, 32), weights_sha256="1" * 64)
+    fake_store(store, [Things(30)], plan=larger)
+    for key in (own, larger.key()):  # the fake backbone gives the same tokens for any size
+        again = heads.evaluate(report.path, feature_set=key, device="cpu")
+        assert (again.metrics, again.images) == (report.metrics, report.images)
+    others = [
+        (fake_plan(tag="other", weights_sha256="2" * 64), {}),
+        (fake_plan(weights_sha256="3" * 64), {"norm_weight": 2.0}),
+        (fake_plan(tag="random:0", weights_sha256="4" * 64), {}),
+    ]
+    for plan, changes in others:
+        fake_store(store, [Things(10)], plan=plan, **changes)
+        with pytest.raises(InvalidInputError, match="the same weights of the same backbone"):
+            heads.evaluate(report.path, feature_set=plan.key(), device="cpu")
+
+
+def test_other_features_have_the_images_and_the_taps_of_the_run(store):
+    report = learn(store, options={"kp": 2})
+    strangers = fake_plan(image_size=(32, 32))
+    fake_store(store, [FakeReader(10, name="more", seed=5)], plan=strangers)
+    with pytest.raises(InvalidInputError, match="has the images of the run"):
+        heads.evaluate(report.path, feature_set=strangers.key(), device="cpu")
+    few = fake_plan(image_size=(48, 48))
+    fake_store(store, [Things(30)], plan=few, shapes=SHAPES[:1], tail=None)
+    with pytest.raises(NotFoundError, match="Unknown tap 'block:2'"):
+        heads.evaluate(report.path, feature_set=few.key(), device="cpu")
 
 
 def test_a_preset_trains_and_takes_its_options_from_the_backbones_size(tmp_path):
