@@ -71,7 +71,6 @@ def map_layers(
     store: str | Path | Store,
     *,
     tasks: Sequence[str],
-    head: str | None = None,
     taps: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -88,15 +87,15 @@ def map_layers(
     Args:
         store: The store.
         tasks: What to learn.
-        head: Which head; None: "linear", and "linear_pool" for a task of whole images.
         taps: Dense taps; none: all that the feature set has.
         options: Options of the head, the tasks and the loop. No pictures unless they are asked for.
         device: As in `heads.train`.
         cache: As in `heads.train`.
         runs: As in `heads.train`.
         progress: Called with reports of progress.
-        chosen: Features, rows and recipe, as in `heads.train`; block outputs are read through the
-            backbone's final norm unless `tap_norm` is "none".
+        chosen: Head, features, rows and recipe, as in `heads.train`. The head is "linear" where
+            none is named, "linear_pool" for a task of whole images; block outputs are read
+            through the backbone's final norm unless `tap_norm` is "none".
 
     Raises:
         InvalidInputError: There are fewer than two dense taps, a task has no labels here, or
@@ -110,6 +109,7 @@ def map_layers(
     features = opened.feature_set(chosen.get("feature_set"), backbone=chosen.get("backbone"))
     names = tuple(shape.tap for shape in several_taps(features, taps))
     chosen.pop("backbone", None)
+    head = chosen.pop("head", None)
     full = tuple(dict.fromkeys(TASKS.full_name(task) for task in tasks))
     heads = tuple(head or _head_for(task) for task in full)
     common = {**chosen, "feature_set": features.key, "options": {"pictures": 0, **(options or {})}}
