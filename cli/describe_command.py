@@ -7,13 +7,27 @@ from typing import Any
 
 import click
 
-from cli.common import json_option, print_json
+from cli.common import is_said, json_option, print_json
 from cli.params import Counts, KeyValue, Size
+from cli.presets_command import complete_preset
 from cli.tables import facts, size, table
 
 
 @click.command()
 @click.argument("head", default="deap", required=False)
+@click.option(
+    "--preset",
+    default=None,
+    metavar="NAME",
+    shell_complete=complete_preset,
+    help="With the taps, outputs and options of an experiment of a paper, see `heads presets`.",
+)
+@click.option(
+    "--backbone",
+    default=None,
+    metavar="NAME",
+    help="On taps of this backbone, such as dinov2_s, in place of --width; no weights are needed.",
+)
 @click.option(
     "--width", type=click.IntRange(1), default=768, show_default=True, help="Channels of the tap."
 )
@@ -40,12 +54,11 @@ from cli.tables import facts, size, table
 @json_option
 def describe(
     head: str,
-    width: int,
-    grid: tuple[int, int],
-    outputs: tuple[int, ...],
-    dtype: str,
+    preset: str | None,
+    backbone: str | None,
     settings: Sequence[tuple[str, str]],
     as_json: bool,
+    **shape: Any,
 ) -> None:
     """Tell the parameters, options, output and cost of a HEAD, without any data.
 
@@ -54,22 +67,58 @@ def describe(
         heads describe deap --width 768 --grid 16x16 --outputs 1
         heads describe deap --width 768 --outputs 1,2
         heads describe deap --width 384 --set mask_form=paper --json
+        heads describe vit_split --backbone dinov2_b --grid 37x37 --outputs 150
+        heads describe vit_split --preset vit-split-ade20k --backbone dinov2_s --json
     """
-    from heads.describe import describe_head
-
-    found = describe_head(
-        head, width=width, grid=grid, n_outputs=outputs, dtype=dtype, options=dict(settings)
-    )
+    if preset is None:
+        found = _found(head, backbone, dict(settings), shape)
+    else:
+        found = _found_with_preset(head, preset, backbone, dict(settings))
     if as_json:
         print_json(found)
     else:
         click.echo(_text(found))
 
 
+def _found(
+    head: str, backbone: str | None, options: Mapping[str, str], shape: Mapping[str, Any]
+) -> dict[str, Any]:
+    from heads.describe import describe_head
+
+    if backbone is not None and is_said("width"):
+        raise click.UsageError("--backbone has a width of its own; leave out --width.")
+    return describe_head(
+        head,
+        width=shape["width"] if backbone is None else None,
+        backbone=backbone,
+        grid=shape["grid"],
+        n_outputs=shape["outputs"],
+        dtype=shape["dtype"],
+        options=options,
+    )
+
+
+def _found_with_preset(
+    head: str, preset: str, backbone: str | None, options: Mapping[str, str]
+) -> dict[str, Any]:
+    from heads.describe import describe_with_preset
+    from heads.presets import find_preset
+
+    said = [name for name in ("width", "grid", "outputs", "dtype") if is_said(name)]
+    if said:
+        names = " and ".join(f"--{name}" for name in said)
+        raise click.UsageError(f"A preset has a width, grid, outputs and dtype; leave out {names}.")
+    found = find_preset(preset, backbone=backbone)
+    name = head if is_said("head") else found.head
+    return describe_with_preset(found, name, backbone=backbone, options=options)
+
+
 def _text(found: Mapping[str, Any]) -> str:
     live, dead = found["live_parameters"], found["dead_parameters"]
     shown = {
         "head": found["head"],
+        **{name: found[name] for name in ("preset", "backbone") if found.get(name)},
+        "taps": ", ".join(found["taps"]),
         "parameters": f"{found['parameters']:,} ({live:,} live, {dead:,} dead)",
         "output": "x".join(map(str, found["output_shape"])),
         "forward": _flops(found["forward_flops"]),

@@ -21,14 +21,17 @@ def fill_from_preset(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """
     from heads.presets import find_preset
 
-    preset = find_preset(name)
+    said_backbone = options["backbone"] if is_said("backbone") else None
+    preset = find_preset(name, backbone=said_backbone)
     needs = preset.needs
-    wanted = {
+    wanted: dict[str, Any] = {
         "backbone": needs.backbone,
-        "image_size": (needs.image_size, needs.image_size),
+        "image_size": needs.image_size,
         "taps": needs.taps,
         "dtype": needs.dtype,
     }
+    if needs.tail is not None:
+        wanted["tail"] = needs.tail
     said = {each for each in wanted if is_said(each)}
     filled = options | {each: value for each, value in wanted.items() if each not in said}
     filled |= {"resize": _resize(needs.resize, options), "basis": None, "upscale": None}
@@ -38,6 +41,7 @@ def fill_from_preset(name: str, options: dict[str, Any]) -> dict[str, Any]:
         f"--resize {shlex.quote(filled['resize'])}",
         f"--taps {_flat(filled['taps'])}",
         f"--dtype {filled['dtype']}",
+        *([f"--tail {filled['tail']}"] if filled.get("tail") is not None else []),
     ]
     say(f"For {preset.name}: {' '.join(words)}")
     differing = sorted(each for each in said if _flat(options[each]) != _flat(wanted[each]))

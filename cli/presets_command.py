@@ -31,7 +31,8 @@ def presets(name: str | None, as_json: bool) -> None:
     """List the experiments of papers that can be repeated, or show the one of a NAME.
 
     A name without @paper or @release means the release's reading for DeAP, and the paper's for
-    MAXA. One preset is shown with notes: where paper and release disagree, and what is inferred.
+    MAXA; one without @s, @b, @l or @g means the size of the backbone that is used. One preset is
+    shown with notes: where paper and release disagree, and what is inferred.
 
     \b
     Example:
@@ -39,6 +40,7 @@ def presets(name: str | None, as_json: bool) -> None:
         heads presets deap-voc
         heads presets deap-voc@paper --json
         featstore extract --for deap-voc --data voc:/data/VOC2012
+        featstore extract --for vit-split-nyu --data nyu_hf:/data/nyu
         heads train --preset deap-voc
     """
     from heads.presets import PRESETS, find_preset
@@ -63,7 +65,7 @@ def _row(preset: Preset) -> list[Any]:
         preset.task,
         preset.data,
         preset.needs.resize,
-        preset.head_options["queries"],
+        preset.head_options.get("queries"),
         f"{preset.steps:,}",
         preset.batch_size,
         f"{preset.lr:g}",
@@ -89,8 +91,9 @@ def _text(preset: Preset) -> str:
         "training": f"{preset.steps:,} steps of {preset.batch_size} images, AdamW, lr "
         f"{preset.lr:g}, weight decay {preset.weight_decay:g}",
         "held out": f"{preset.val_fraction:g} of the split {preset.split}",
-        "features": f"{needs.backbone}, {needs.image_size} px, {needs.resize}, "
-        f"{', '.join(needs.taps)}, {needs.dtype}",
+        "features": f"{needs.backbone}, {_size(needs.image_size)} px, {needs.resize}, "
+        f"{', '.join(needs.taps)}, {needs.dtype}"
+        + (f", the last {needs.tail} blocks" if needs.tail else ""),
         "data": f"{' or '.join(preset.data)}: {preset.train_data}{n_train}",
         "test": preset.test_data,
     }
@@ -99,6 +102,11 @@ def _text(preset: Preset) -> str:
         for note in preset.notes
     ]
     return "\n".join([facts(shown), "", *notes])
+
+
+def _size(image_size: tuple[int, int]) -> str:
+    height, width = image_size
+    return str(height) if height == width else f"{height} x {width}"
 
 
 def _settings(values: Any) -> str:

@@ -54,6 +54,13 @@ run_argument = click.argument("run", metavar="RUN")
     default=None,
     help="Measure this in place of the head, fitted to the run's training images.",
 )
+@click.option(
+    "--feature-set",
+    default=None,
+    metavar="KEY|NAME",
+    help="Measure on other features of the same backbone, such as those of larger images. "
+    "[default: those it learned from]",
+)
 @device_option
 @store_option
 @runs_option
@@ -81,6 +88,7 @@ def evaluate(
         heads evaluate @last --split val --json
         heads evaluate @last --queries 112
         heads evaluate @last --against ridge
+        heads evaluate @last --feature-set dinov2_b@480x640
     """
     store = chosen_store(store_path, runs_path)
     with resumable("Nothing was changed."), ProgressLine() as progress:
@@ -104,8 +112,11 @@ def _measure(run: str, baseline: str | None, options: dict[str, Any]) -> Evaluat
         from heads.evaluate import evaluate as measure
 
         return measure(run, **options)
-    if options.pop("queries") is not None:
-        raise click.UsageError("--queries asks a head; leave out --against.")
+    for name in ("queries", "feature_set"):
+        if options.pop(name) is not None:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} asks a head; leave it out with --against."
+            )
     options.pop("device")  # a baseline computes on the processor
     from heads.reference import evaluate_baseline
 

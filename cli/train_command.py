@@ -227,6 +227,10 @@ def _show(report: RunReport) -> None:
         "time": duration(report.seconds),
     }
     click.echo(facts(shown))
+    gate = report.learned.get("gate")
+    if gate:
+        maps = [f"map {number}" for number in range(len(next(iter(gate.values()))))]
+        click.echo(f"\n{table(['tap', *maps], [[tap, *values] for tap, values in gate.items()])}")
     if report.metrics:
         click.echo(f"\n{count(report.images, 'image')} of {report.split}")
         click.echo(metrics(report.metrics, report.intervals))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from featstore.errors import invalid
 from featstore.registry import Registry
+from featstore.tail import TailWeights
 from featstore.types import TapShape
 
 
@@ -62,7 +63,8 @@ class Head(nn.Module, ABC):
 
     OPTIONS: ClassVar[type[Any]]  # a frozen dataclass that checks its own values
     LR: ClassVar[float | None] = None  # learning rate where the user names none; None: the task's
-    is_pooled: ClassVar[bool] = False  # whether it gives one answer an image, a map of 1 x 1
+    # Whether it gives one answer an image, a map of 1 x 1; None: as its task needs.
+    is_pooled: ClassVar[bool | None] = False
     UNUSED: tuple[str, ...] = ()
     options: Any  # an instance of `OPTIONS`
 
@@ -88,6 +90,9 @@ class Head(nn.Module, ABC):
         """
         raise invalid("queries", queries, f"left out: {type(self).__name__} has no grid of queries")
 
+    def read_grids(self, taps: Sequence[TapShape]) -> None:
+        """Read the same taps on other grids from now on; `output_hw` may follow."""
+
     @property
     @abstractmethod
     def output_hw(self) -> tuple[int, int]:
@@ -111,6 +116,64 @@ class Head(nn.Module, ABC):
             InvalidInputError: There is no obvious choice.
         """
         return last_dense_tap(available, input_hw=input_hw)
+
+    @classmethod
+    def completed(cls, options: Mapping[str, Any], *, stage: str) -> dict[str, Any]:
+        """Fill in the options that the user left to the task.
+
+        Args:
+            options: All options of the head by name.
+            stage: What the task needs, see `Task.stage`.
+
+        Raises:
+            InvalidInputError: An option does not suit the task.
+        """
+        return dict(options)
+
+    @classmethod
+    def asked_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...] | None:
+        """Name the taps that its options ask for; None: the user names them, or `default_taps`.
+
+        Args:
+            options: All options of the head by name.
+            depth: Blocks of the backbone; None where it has none, or nobody knows.
+        """
+        return None
+
+    @classmethod
+    def added_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...]:
+        """Name the taps that it reads after those that were chosen, whichever these are."""
+        return ()
+
+    @classmethod
+    def n_tail_blocks(cls, options: Mapping[str, Any]) -> int:
+        """Count the last blocks of the backbone that it holds copies of.
+
+        Such a head takes a further argument `tail`, their `TailSpec`; `fill_tail` gives it their
+        weights.
+        """
+        return 0
+
+    def fill_tail(self, weights: TailWeights) -> None:
+        """Begin with the backbone's own last blocks.
+
+        Raises:
+            InvalidInputError: This head holds no copies of blocks.
+        """
+        raise invalid("tail", weights.spec.n_blocks, f"left out: {type(self).__name__} has none")
+
+    @property
+    def raw_inputs(self) -> frozenset[int]:
+        """Numbers of the taps that are read as the backbone's blocks gave them, never normed."""
+        return frozenset()
+
+    def lr_scales(self) -> Mapping[str, float]:
+        """Give factors of the learning rate, by how the names of parameters begin."""
+        return {}
+
+    def learned(self) -> dict[str, Any]:
+        """Give what it learned that people can read, as JSON values, for the record of a run."""
+        return {}
 
     def dead_parameters(self) -> int:
         """Count the parameters that exist but are never applied."""

@@ -15,19 +15,29 @@ import pyarrow.parquet as pq
 import torch
 
 from featstore import open as open_store
-from featstore.errors import BadImageError, InvalidInputError, NotFoundError
+from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
 from heads.feed import Feed
 from heads.labels import LabelSource, open_stored_labels
 from heads.metrics import Metric
 from heads.model import Model, load
 from heads.runs import PAIRS, RECORD, Run, find_run, read_run
-from heads.selection import TEST, TRAIN, VAL, Pair, labelled_pairs, pairs_from_table, select_split
+from heads.selection import (
+    TEST,
+    TRAIN,
+    VAL,
+    Pair,
+    labelled_pairs,
+    pairs_from_table,
+    select_items,
+    select_split,
+)
 from heads.targets import checked_label, in_threads
 from heads.tasks import Task
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
+    from featstore.feature_sets import FinalNorm
 
 _WINDOW = 32  # images measured at a time, at most: their predictions are in memory
 _WINDOW_NUMBERS = 1 << 26
@@ -86,13 +96,15 @@ def evaluate(
     split: str = TEST,
     data: str | None = None,
     queries: int | None = None,
+    feature_set: str | None = None,
     device: str = "auto",
     progress: ProgressCallback = ignore_progress,
 ) -> EvaluationReport:
     """Measure the best head of a run again, from its weights and the store.
 
     The splits "train", "val" and "test" are the parts that the run itself used; any other is
-    looked up in the store, and so is every split of `data`.
+    looked up in the store, and so is every split of `data`. On another feature set of the same
+    backbone, such as one of larger images, they are the same items.
 
     Args:
         run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
@@ -102,6 +114,7 @@ def evaluate(
         data: Data set ``FORMAT:PATH`` whose labels are joined to stored rows by image.
         queries: Side of another grid of queries than the head was trained on, for another
             resolution of the output; None: the same.
+        feature_set: Key or name of other features of the same backbone; None: the run's own.
         device: Where to compute.
         progress: Called with reports of progress.
 
@@ -113,7 +126,11 @@ def evaluate(
     model = load(found, device=device)
     if queries is not None:
         model.head.ask_on(queries)
-    features = open_store(store_of(found, store)).feature_set(found.record["feature_sets"][0])
+    opened = open_store(store_of(found, store))
+    features = opened.feature_set(feature_set or found.record["feature_sets"][0])
+    if features.key != found.record["feature_sets"][0]:
+        _check_same_backbone(found, features)
+        model.read_from(features.taps)
     return measure_run(found, model, features, split=split, data=data, progress=progress)
 
 
@@ -157,6 +174,34 @@ def measure_run(
         note=result.metrics[0].note,
         left_out=dict(result.left_out),
     )
+
+
+def _check_same_backbone(run: Run, features: FeatureSet) -> None:
+    """Refuse features of other weights than the run learned from.
+
+    The hash of the weights covers the position grid, which changes with the size of the images;
+    then the name of the published weights and the final norm tell.
+    """
+    plan, own = features.plan, run.record["plan"]
+    hint = "A head reads only what it has learned to read."
+    if plan is None or own is None:
+        raise invalid("feature_set", features.name, "extracted here, not imported", hint=hint)
+    if plan.weights_sha256 == own["weights_sha256"]:
+        return
+    names = [(one["architecture"], one["tag"]) for one in (own, plan.to_json())]
+    is_random = plan.tag.startswith("random")  # drawn anew for another size
+    norms = [one.final_norm() for one in (_own_features(run, features), features)]
+    if names[0] != names[1] or is_random or not _is_same_norm(*norms):
+        expected = "features of the same weights of the same backbone"
+        raise invalid("feature_set", features.name, expected, hint=hint)
+
+
+def _own_features(run: Run, features: FeatureSet) -> FeatureSet:
+    return features.store.feature_set(run.record["feature_sets"][0])
+
+
+def _is_same_norm(one: FinalNorm | None, other: FinalNorm | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one.weight, other.weight)
 
 
 def locate_run(run: Run | str | Path, *, store: str | Path | None, runs: str | Path | None) -> Run:
@@ -212,6 +257,9 @@ def pairs_to_measure(
             raise InvalidInputError(
                 f"Run {run.run_id} has no {split} part. Choose another --split."
             )
+        if features.key != run.record["feature_sets"][0]:
+            items = {(pair.dataset, pair.item) for pair in pairs}
+            return select_items(store, features, taps=taps, kind=kind, items=items, data=own_data)
         if own_data is None:
             return pairs, open_stored_labels(store, kind)
         return pairs, labelled_pairs(store, features, taps=taps, kind=kind, data=own_data)[0]

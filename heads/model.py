@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featstore.errors import FormatError, NotFoundError, invalid
+from featstore.errors import FormatError, NotFoundError, invalid, not_found
 from featstore.feature_sets import FinalNorm
 from featstore.files import write_bytes
+from featstore.tail import TailSpec
 from featstore.types import Placement, TapShape
 from heads.base import Head, TapTokens
 from heads.build import build_head
@@ -60,8 +61,8 @@ class Model:
 
     @property
     def tap_names(self) -> tuple[str, ...]:
-        """Taps that the head reads, in its order."""
-        return tuple(shape.tap for shape in self.taps)
+        """Taps that the head reads, each once."""
+        return tuple(dict.fromkeys(shape.tap for shape in self.taps))
 
     @property
     def array_names(self) -> tuple[str, ...]:
@@ -69,7 +70,30 @@ class Model:
         names = []
         for shape in self.taps:
             names += [shape.tap, f"{shape.tap}/prefix"] if shape.n_prefix else [shape.tap]
-        return tuple(names)
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def normed_taps(self) -> tuple[str, ...]:
+        """Taps that the final norm is applied to, each once."""
+        normed = [shape.tap for number, shape in enumerate(self.taps) if self._is_normed(number)]
+        return tuple(dict.fromkeys(normed))
+
+    def read_from(self, stored: Mapping[str, TapShape]) -> None:
+        """Read the same taps of another feature set from now on, whose grids may be others.
+
+        Raises:
+            NotFoundError: It lacks a tap.
+            InvalidInputError: A tap has another width or number of prefix tokens.
+        """
+        for shape in self.taps:
+            if shape.tap not in stored:
+                raise not_found("tap", shape.tap, stored)
+            other = stored[shape.tap]
+            if (other.dim, other.n_prefix) != (shape.dim, shape.n_prefix) or other.grid is None:
+                expected = f"{shape.dim} wide with {shape.n_prefix} prefix tokens"
+                raise invalid("tap", other, expected, hint="Choose another --feature-set.")
+        self.taps = tuple(stored[shape.tap] for shape in self.taps)
+        self.head.read_grids(self.taps)
 
     @property
     def device(self) -> torch.device:
@@ -86,23 +110,29 @@ class Model:
             placements: How each image was drawn into the input; None where nobody knows.
         """
         inputs = []
-        for shape in self.taps:
+        for number, shape in enumerate(self.taps):
             assert shape.grid is not None
             prefix = arrays.get(f"{shape.tap}/prefix")
             inputs.append(
                 TapTokens(
-                    patch=self._normed(shape.tap, arrays[shape.tap]),
+                    patch=self._normed(number, arrays[shape.tap]),
                     grid=shape.grid,
-                    prefix=None if prefix is None else self._normed(shape.tap, prefix),
+                    prefix=None if prefix is None else self._normed(number, prefix),
                     valid=valid_tokens(placements, shape.grid, self.device),
                 )
             )
         return inputs
 
-    def _normed(self, tap: str, tokens_btd: Tensor) -> Tensor:
+    def _is_normed(self, number: int) -> bool:
+        """Tell whether the final norm is applied: to blocks, but those that a head wants raw."""
+        is_block = self.taps[number].tap.startswith("block:")
+        return self.norm is not None and is_block and number not in self.head.raw_inputs
+
+    def _normed(self, number: int, tokens_btd: Tensor) -> Tensor:
         tokens_btd = tokens_btd.float()
-        is_raw = tap.startswith("block:")
-        return tokens_btd if self.norm is None or not is_raw else self.norm.apply(tokens_btd)
+        if self.norm is None or not self._is_normed(number):
+            return tokens_btd
+        return self.norm.apply(tokens_btd)
 
     @torch.inference_mode()
     def predict(
@@ -237,9 +267,16 @@ def load(run: Run | str | Path, *, device: str = "cpu") -> Model:
 def model_from_record(record: Mapping[str, Any]) -> Model:
     """Build the head and the task that ``run.json`` describes, with random weights."""
     task = build_task(record["task"], record["options"]["task"])
-    taps = tuple(shape_from_json(shape) for shape in record["tap_shapes"])
+    shapes = {shape["tap"]: shape_from_json(shape) for shape in record["tap_shapes"]}
+    # Runs of before a head could read a tap twice have no `head_taps`.
+    taps = tuple(shapes[name] for name in record.get("head_taps", record["taps"]))
+    tail = record.get("tail")
     head = build_head(
-        record["head"], taps=taps, n_outputs=task.readouts, options=record["options"]["head"]
+        record["head"],
+        taps=taps,
+        n_outputs=task.readouts,
+        options=record["options"]["head"],
+        tail=None if tail is None else TailSpec.from_json(tail),
     )
     return Model(head=head, task=task, taps=taps, norm=None)
 

@@ -49,6 +49,7 @@ class RunReport:
     note: str  # how the intervals were made
     pictures: tuple[str, ...]
     left_out: dict[str, str] = field(default_factory=dict)  # path to reason
+    learned: dict[str, Any] = field(default_factory=dict)  # what the head tells of itself
 
     def to_json(self) -> dict[str, Any]:
         """Give JSON values."""
@@ -86,6 +87,7 @@ def finished_record(
         "seconds": round(seconds, 3),
         "measured": None,
         "left_out": dict(setup.left_out),
+        "learned": setup.model.head.learned(),
     }
     if result is not None:
         done["left_out"] = {**setup.left_out, **result.left_out}
@@ -127,4 +129,5 @@ def make_report(
         note=measured.get("note", ""),
         pictures=tuple(str(path / name) for name in pictures),
         left_out=dict(record["left_out"]),
+        learned=record["learned"],
     )

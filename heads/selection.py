@@ -8,7 +8,7 @@ image is its own group; where all of it is one group, contiguous blocks of it ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +167,31 @@ def select_split(
     """
     labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
     return _plain(_required(by_split, split, kind)), labels
+
+
+def select_items(
+    store: Store,
+    features: FeatureSet,
+    *,
+    taps: Sequence[str],
+    kind: str,
+    items: Collection[tuple[str, str]],
+    data: str | None = None,
+) -> tuple[tuple[Pair, ...], LabelSource]:
+    """Choose the pairs of some items, by data set and item, in one view each.
+
+    Raises:
+        InvalidInputError: None of them has features and a label here.
+    """
+    labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
+    every = {pair.key: pair for pairs in by_split.values() for pair in _plain(pairs)}
+    found = tuple(every[key] for key in sorted(every))
+    kept = tuple(pair for pair in found if (pair.dataset, pair.item) in items)
+    if not kept:
+        hint = "Extract the same images for both."
+        expected = "a feature set that has the images of the run"
+        raise invalid("feature_set", features.name, expected, hint=hint)
+    return kept, labels
 
 
 def labelled_pairs(

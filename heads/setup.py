@@ -14,6 +14,7 @@ import torch
 
 from featstore.errors import InvalidInputError, invalid
 from featstore.registry import short_name
+from featstore.tail import TailSpec
 from featstore.types import ProgressCallback, TapShape
 from featstore.version import __version__
 from heads.base import HEADS, Head
@@ -26,7 +27,7 @@ from heads.runs import PAIRS
 from heads.selection import TEST, TRAIN, VAL, Selection, labelled_pairs, pairs_from_table, select
 from heads.tap_choice import choose_taps
 from heads.targets import TargetJob, Targets, prepare_targets
-from heads.tasks import TASKS
+from heads.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
@@ -143,15 +144,15 @@ def make_setup(
     head_name, task_name = HEADS.full_name(request.head), TASKS.full_name(request.task)
     options = _options(head_name, task_name, request.options)
     features = store.feature_set(request.feature_set, backbone=request.backbone)
-    shapes = choose_taps(features, HEADS[head_name], request.taps)
+    chosen = choose_taps(features, HEADS[head_name], request.taps, options["head"])
+    shapes = chosen.shapes
     kind = TASKS[task_name].label_kind_for(options["task"])
     _check_fits(head_name, task_name)
     selection, labels = _select(features, shapes, kind, request, resumed_path)
     names = _class_names(selection, labels) if kind in ("classes", CLASS) else None
     options["task"] = TASKS[task_name].completed(options["task"], names)
     task = TASKS[task_name](**options["task"])
-    head = build_head(head_name, taps=shapes, n_outputs=task.readouts, options=options["head"])
-    task.start(head)
+    head, tail = _make_head(head_name, task, shapes, features, options["head"])
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *_apply_norm(model, features, request.tap_norm, device)]
     pairs = (*selection.train, *selection.val)
@@ -175,6 +176,8 @@ def make_setup(
         "head": head_name,
         "task": task_name,
         **_chosen(store, features, model),
+        "named_taps": list(chosen.named),
+        "tail": None if tail is None else tail.to_json(),
         **_counted(selection, labels, recipe, head),
         "tap_norm": request.tap_norm,
         "options": {**options, "train": _train_options(request, recipe)},
@@ -200,14 +203,36 @@ def _options(head: str, task: str, given: Mapping[str, Any]) -> dict[str, dict[s
     """Sort options to head, task and loop, and fill in every default, which is recorded."""
     owners = {"head": HEADS[head].OPTIONS, "task": TASKS[task].OPTIONS, "loop": LoopOptions}
     chosen = split_options(given, owners)
-    return {owner: asdict(owners[owner](**chosen[owner])) for owner in owners}
+    options = {owner: asdict(owners[owner](**chosen[owner])) for owner in owners}
+    options["head"] = HEADS[head].completed(options["head"], stage=TASKS[task].stage)
+    return options
+
+
+def _make_head(
+    name: str,
+    task: Task,
+    shapes: Sequence[TapShape],
+    features: FeatureSet,
+    options: Mapping[str, Any],
+) -> tuple[Head, TailSpec | None]:
+    """Build a head where the task begins; give the backbone's blocks that it holds copies of."""
+    n_blocks = HEADS[name].n_tail_blocks(options)
+    tail = features.tail(n_blocks) if n_blocks else None
+    spec = None if tail is None else tail.spec
+    head = build_head(name, taps=shapes, n_outputs=task.readouts, options=options, tail=spec)
+    if tail is not None:
+        head.fill_tail(tail)
+    task.start(head)
+    return head, spec
 
 
 def _apply_norm(
     model: Model, features: FeatureSet, tap_norm: str, device: torch.device
 ) -> list[str]:
     """Give the model the final norm, where it is asked for and a block tap needs it."""
-    blocks = [name for name in model.tap_names if name.startswith("block:")]
+    raw = model.head.raw_inputs
+    read = [shape.tap for number, shape in enumerate(model.taps) if number not in raw]
+    blocks = list(dict.fromkeys(name for name in read if name.startswith("block:")))
     if tap_norm == "none" or not blocks:
         return []
     norm = features.final_norm()
@@ -228,7 +253,7 @@ def _select(
     request: Request,
     resumed_path: Path | None,
 ) -> tuple[Selection, LabelSource]:
-    store, taps = features.store, [shape.tap for shape in shapes]
+    store, taps = features.store, list(dict.fromkeys(shape.tap for shape in shapes))
     if resumed_path is None:
         return select(
             store,
@@ -249,10 +274,10 @@ def _select(
 
 
 def _check_fits(head: str, task: str) -> None:
-    if HEADS[head].is_pooled == (TASKS[task].label_kind == CLASS):
+    if HEADS[head].is_pooled in (None, TASKS[task].label_kind == CLASS):
         return
     gives = "one answer an image" if HEADS[head].is_pooled else "a map"
-    fitting = [name for name, kind in HEADS.items() if kind.is_pooled != HEADS[head].is_pooled]
+    fitting = [name for name, kind in HEADS.items() if kind.is_pooled is not HEADS[head].is_pooled]
     names = ", ".join(short_name(name) for name in fitting)
     expected = f"another head for {task}, as this one gives {gives}"
     raise invalid("head", head, expected, hint=f"Use one of {names}.")
@@ -326,10 +351,9 @@ def _chosen(store: Store, features: FeatureSet, model: Model) -> dict[str, Any]:
         "backbone": features.backbone,
         "weights_sha256": None if plan is None else plan.weights_sha256,
         "taps": list(model.tap_names),
-        "tap_shapes": [shape_to_json(shape) for shape in model.taps],
-        "normed_taps": [
-            name for name in model.tap_names if model.norm is not None and name.startswith("block:")
-        ],
+        "head_taps": [shape.tap for shape in model.taps],
+        "tap_shapes": [shape_to_json(shape) for shape in dict.fromkeys(model.taps)],
+        "normed_taps": list(model.normed_taps),
     }
 
 

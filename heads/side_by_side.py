@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from featstore.tail import TailWeights
+from featstore.types import TapShape
 from heads.base import Head, TapTokens
 
 
@@ -45,6 +48,34 @@ class SideBySide(Head):
         """Answer on a grid of another side from now on; see `QueryHead.ask_on`."""
         for part in self.heads:
             part.ask_on(queries)
+
+    def read_grids(self, taps: Sequence[TapShape]) -> None:
+        """Read the same taps on other grids from now on."""
+        for part in self.heads:
+            part.read_grids(taps)
+
+    @property
+    def raw_inputs(self) -> frozenset[int]:
+        """Numbers of the taps that the parts read as the backbone's blocks gave them."""
+        return self.heads[0].raw_inputs
+
+    def lr_scales(self) -> Mapping[str, float]:
+        """Give the factors of all parts."""
+        return {
+            f"parts.{number}.{name}": scale
+            for number, part in enumerate(self.heads)
+            for name, scale in part.lr_scales().items()
+        }
+
+    def fill_tail(self, weights: TailWeights) -> None:
+        """Give every part copies of its own."""
+        for part in self.heads:
+            part.fill_tail(weights)
+
+    def learned(self) -> dict[str, Any]:
+        """Give what each part learned, by its number, where there is anything."""
+        found = {str(number): part.learned() for number, part in enumerate(self.heads)}
+        return {number: learned for number, learned in found.items() if learned}
 
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the output biases of all parts."""

@@ -161,7 +161,8 @@ def _heading(entry: Entry) -> str:
     parts = [f"{task} on {', '.join(facts['data sets'])}, {facts['split']} split, {n_images}"]
     chosen = entry.record["options"]["task"]
     parts += [
-        f"{n} {_text(v)}" for n, v in _other_than_default(TASKS[task].OPTIONS, chosen).items()
+        f"{n} {_text(v)}"
+        for n, v in _other_than(option_defaults(TASKS[task].OPTIONS), chosen).items()
     ]
     parts.append(f"resize {facts['resize']}")
     if facts["labels"] != _STORED:
@@ -234,7 +235,7 @@ def _make_line(
         backbone_parameters=record["backbone"].get("n_parameters"),
         parameters=record["parameters"],
         head=record["head"],
-        options=_head_options(record["head"], record["options"]["head"]),
+        options=_head_options(record),
         recipe=recipe,
         seeds=tuple(entry.record["seed"] for entry in entries),
         steps=(min(steps), max(steps)),
@@ -275,16 +276,17 @@ def _ranked(lines: Sequence[Line], primary: str, *, is_lower_better: bool) -> tu
     )
 
 
-def _head_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the options that are not the head's defaults; all of them where it is not installed."""
+def _head_options(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the options that neither the head nor its task fills in; all where it is not here."""
+    options = record["options"]["head"]
     try:
-        return _other_than_default(HEADS[head].OPTIONS, options)
+        kind, stage = HEADS[record["head"]], TASKS[record["task"]].stage
     except NotFoundError:
         return dict(options)
+    return _other_than(kind.completed(option_defaults(kind.OPTIONS), stage=stage), options)
 
 
-def _other_than_default(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = option_defaults(kind)
+def _other_than(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in options.items() if n not in defaults or defaults[n] != v}
 
 

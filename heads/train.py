@@ -13,7 +13,7 @@ import torch
 
 from featstore import open as open_store
 from featstore.api import Store
-from featstore.errors import ConflictError, InvalidInputError
+from featstore.errors import ConflictError, InvalidInputError, NotFoundError
 from featstore.types import Progress, ProgressCallback, ignore_progress
 from heads import runs as folders
 from heads.drive import drive
@@ -155,13 +155,23 @@ def _request(store: Store, given: Mapping[str, Any]) -> Request:
     """Make a request of what was said, None being nothing; a preset fills in the rest."""
     said = {name: value for name, value in given.items() if value is not None}
     if "preset" in said:
-        said = fill(find_preset(said["preset"]), said, data_formats(store, said.get("data")))
+        preset = find_preset(said["preset"], backbone=_backbone(store, said))
+        said = fill(preset, said, data_formats(store, said.get("data")))
     if "task" not in said:
         raise InvalidInputError(
             "Nothing says what to learn. Name a task, such as --task depth, or a --preset."
         )
     taps, options = tuple(said.pop("taps", ())), dict(said.pop("options", {}))
     return Request(taps=taps, options=options, **said)
+
+
+def _backbone(store: Store, said: Mapping[str, Any]) -> str | None:
+    """Name the backbone of the features that are meant; None where none or several are."""
+    try:
+        features = store.feature_set(said.get("feature_set"), backbone=said.get("backbone"))
+    except (NotFoundError, InvalidInputError):  # said again once the preset is known
+        return None
+    return str(features.backbone.get("name", ""))
 
 
 def _refuse_changes(given: Mapping[str, Any]) -> None:
@@ -234,7 +244,11 @@ class _Session:
         # What the task took from the data then: new images may bring new classes.
         options = {**run.record["options"]["task"], **request.options}
         request = replace(
-            request, feature_set=run.record["feature_sets"][0], backbone=None, options=options
+            request,
+            feature_set=run.record["feature_sets"][0],
+            backbone=None,
+            options=options,
+            taps=tuple(run.record.get("named_taps", request.taps)),  # more may be stored by now
         )
         with _own_random_numbers(request.seed, self._device):
             setup = self._setup(request, run.path.parent, run.path)

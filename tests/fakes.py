@@ -22,6 +22,7 @@ from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import select_items
 from featstore.shard_job import Loaded, TapBlock
 from featstore.sources import Readers
+from featstore.tail import TailWeights
 from featstore.types import Item, Label, Placement, TapShape, ignore_progress
 
 GRID = (4, 4)
@@ -219,6 +220,9 @@ def fake_extract(
     delay_s: float = 0.0,
     scale: Mapping[str, float] | None = None,
     plan: ExtractPlan | None = None,
+    backbone: Mapping[str, Any] | None = None,
+    tail: TailWeights | None = None,
+    norm_weight: float = 1.0,
 ) -> ExtractReport:
     """Run the real extraction with the fake backbone."""
     options = options or RunOptions(n_threads=2)
@@ -229,11 +233,15 @@ def fake_extract(
         dtype=plan.dtype,
         shard_rows=shard_rows,
         plan=plan,
-        backbone={"name": "fake"},
+        backbone=backbone or {"name": "fake"},
         provenance={"batch_size": batch_size},
         final_norm=FinalNorm(
-            kind="layer_norm", eps=1e-6, weight=np.ones(DIM, np.float32), bias=np.zeros(DIM)
+            kind="layer_norm",
+            eps=1e-6,
+            weight=np.full(DIM, norm_weight, np.float32),
+            bias=np.zeros(DIM),
         ),
+        tail=tail,
     )
     extraction = Extraction(
         path,

@@ -10,6 +10,9 @@ from featstore.errors import invalid
 from featstore.plan import DTYPES, check_resize, parse_resize
 
 PAPER, RELEASE = "paper", "release"
+SIZES = ("s", "b", "l", "g")
+"""Variants of an experiment that was made with backbones of several sizes."""
+
 MASK_NOTE = (
     "The paper's mask is exp(-d^2/2s^2)/(s sqrt 2pi) of the distance d; the release squares a d "
     "that is squared already. mask_form names which."
@@ -30,16 +33,17 @@ class Needs:
     """The features that a preset learns from, as `featstore extract` takes them."""
 
     backbone: str  # of the catalogue
-    image_size: int  # both sides of the backbone's input in pixels
+    image_size: tuple[int, int]  # height, width of the backbone's input in pixels
     resize: str  # see `featstore.plan.parse_resize`
     taps: tuple[str, ...]
     dtype: str = "float16"
+    tail: int | None = None  # last blocks whose weights are stored too
 
     def __post_init__(self) -> None:
         check_resize(self.resize)
         if self.dtype not in DTYPES:
             raise invalid("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        if not self.taps or self.image_size < 1:
+        if not self.taps or min(self.image_size) < 1:
             expected = "at least one tap and a positive number of pixels"
             raise invalid("taps, image_size", (self.taps, self.image_size), expected)
 
@@ -48,9 +52,9 @@ class Needs:
 class Preset:
     """One experiment of a paper, in one reading of it.
 
-    `variant` says which: what the paper's text says, or what its released code does. `notes` name
-    each place where the two disagree, and each value that neither tells: those begin with
-    "Inferred".
+    `variant` says which: what the paper's text says, or what its released code does; or, of an
+    experiment that was made with several sizes of a backbone, the size. `notes` name each place
+    where the two disagree, and each value that neither tells: those begin with "Inferred".
     """
 
     base: str  # such as "deap-voc"
@@ -77,8 +81,8 @@ class Preset:
     notes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.variant not in (PAPER, RELEASE):
-            raise invalid("variant", self.variant, f"{PAPER} or {RELEASE}")
+        if self.variant not in (PAPER, RELEASE, *SIZES):
+            raise invalid("variant", self.variant, f"one of {', '.join((PAPER, RELEASE, *SIZES))}")
 
     @property
     def name(self) -> str:
@@ -174,7 +178,7 @@ def preset_of(one: Experiment, reading: Reading, *, paper: str, head: str) -> Pr
         loop_options={"schedule": "constant", "patience": 0},
         needs=Needs(
             backbone=BACKBONE,
-            image_size=IMAGE_SIZE,
+            image_size=(IMAGE_SIZE, IMAGE_SIZE),
             resize=str(parse_resize(rule)),
             taps=("norm",),
         ),

@@ -14,7 +14,7 @@ from heads.build import HEADS
 from heads.loop import LoopOptions
 from heads.options import split_options
 from heads.presets import find_preset
-from heads.presets.base import Preset
+from heads.presets.base import Needs, Preset
 from heads.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _feature_misfits(preset: Preset, setup: Setup) -> list[str]:
     entry = CATALOGUE[needs.backbone]
     expected = {
         "backbone": entry.timm_name,
-        "image size": (needs.image_size, needs.image_size),
+        "image size": needs.image_size,
         "resize": _shortest(needs.resize, plan),
         "dtype": needs.dtype,
         "tap": ", ".join(needs.taps),
@@ -177,13 +177,18 @@ def _feature_misfits(preset: Preset, setup: Setup) -> list[str]:
         "image size": plan.image_size,
         "resize": plan.resize,
         "dtype": plan.dtype,
-        "tap": ", ".join(setup.model.tap_names),
+        "tap": ", ".join(_sorted(needs, setup.model.tap_names)),
     }
     return [
         f"The features' {name} is {_text(found[name])}, not {_text(value)}."
         for name, value in expected.items()
         if found[name] != value
     ]
+
+
+def _sorted(needs: Needs, taps: Collection[str]) -> tuple[str, ...]:
+    """Give taps in the order of what is needed, where they are the same."""
+    return needs.taps if set(taps) == set(needs.taps) else tuple(taps)
 
 
 def _shortest(resize: str, plan: ExtractPlan) -> str:

@@ -49,6 +49,9 @@ class Task(ABC):
     is_lower_better: ClassVar[bool]
     is_measured_in_training: ClassVar[bool] = True  # whether its metric is quick enough for curves
     unit: ClassVar[str | None] = None  # of a map of numbers, which is drawn with a scale bar
+    stage: ClassVar[str] = (
+        "dense"  # how a head ends that can do so in several ways: see heads.stages
+    )
     meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
     n_outputs: int
     settings: TaskSettings

@@ -43,6 +43,7 @@ class ClassificationTask(Task):
 
     OPTIONS = ClassificationOptions
     label_kind = CLASS
+    stage = "pooled"
     meaning = "log-probability of each class"
     primary_metric = "top1"
     is_lower_better = False

@@ -52,6 +52,7 @@ class DepthTask(Task):
 
     OPTIONS = DepthOptions
     label_kind = "depth"
+    stage = "depth"
     unit = "m"
     meaning = "depth in metres"
     primary_metric = "rmse"

@@ -12,8 +12,10 @@ import torch
 
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.types import TapShape
+from featstore.vit_sizes import VitSize
 from heads.base import Head, TapTokens
 from heads.build import HEADS, build_head
+from heads.describe import taps_on
 from heads.options import option_defaults
 
 DIM, GRID, BATCH = 16, (3, 4), 4
@@ -21,9 +23,22 @@ TAP = TapShape(tap="norm", dim=DIM, grid=GRID, n_prefix=1)
 N_TOKENS = GRID[0] * GRID[1]
 
 
+def read(name: str) -> dict:
+    """What a head reads that is given one tap: that one, and those that it adds to it."""
+    kind = HEADS[name]
+    size = VitSize(width=DIM, depth=5, n_heads=2, n_prefix=1, hidden=32)
+    defaults = option_defaults(kind.OPTIONS)
+    taps, tail = taps_on(kind, size, grid=GRID, named=[TAP.tap], options=defaults)
+    return {"taps": taps, "tail": tail}
+
+
 def make(name: str, *, seed: int = 0, n_outputs: int = 2) -> Head:
     torch.manual_seed(seed)
-    return build_head(name, taps=[TAP], n_outputs=n_outputs)
+    return build_head(name, n_outputs=n_outputs, **read(name))
+
+
+def make_inputs(name: str, *args, **options) -> list[TapTokens]:
+    return [make_tokens(*args, **options) for _ in read(name)["taps"]]
 
 
 def make_tokens(rows: slice = slice(None), *, valid: torch.Tensor | None = None) -> TapTokens:
@@ -49,12 +64,12 @@ def test_there_is_a_head_to_test():
 
 def test_the_output_has_the_promised_shape(name):
     head = make(name)
-    assert head([make_tokens()]).shape == (BATCH, 2, *head.output_hw)
+    assert head(make_inputs(name)).shape == (BATCH, 2, *head.output_hw)
 
 
 def test_every_live_parameter_gets_a_gradient_and_no_dead_one_does(name):
     head = make(name)
-    head([make_tokens()]).square().sum().backward()
+    head(make_inputs(name)).square().sum().backward()
     without = {n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()}
     dead = {n for n, _ in head.named_parameters() if n.startswith(tuple(head.UNUSED) or ("-",))}
     assert without == dead
@@ -65,7 +80,7 @@ def test_every_live_parameter_gets_a_gradient_and_no_dead_one_does(name):
 def test_one_image_gives_the_same_map_alone_as_in_a_batch(name):
     head = make(name).eval()
     with torch.no_grad():
-        together, alone = head([make_tokens()]), head([make_tokens(slice(2, 3))])
+        together, alone = head(make_inputs(name)), head(make_inputs(name, slice(2, 3)))
     torch.testing.assert_close(together[2:3], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -74,8 +89,8 @@ def test_one_image_gives_the_same_map_alone_as_in_a_batch_with_padding(name):
     valid = torch.ones(BATCH, N_TOKENS, dtype=torch.bool)
     valid[0, 4:], valid[2, :4] = False, False
     with torch.no_grad():
-        together = head([make_tokens(valid=valid)])
-        alone = head([make_tokens(slice(2, 3), valid=valid)])
+        together = head(make_inputs(name, valid=valid))
+        alone = head(make_inputs(name, slice(2, 3), valid=valid))
     torch.testing.assert_close(together[2:3], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -90,7 +105,7 @@ def test_weights_saved_and_loaded_give_the_same_map(name):
     head, other = make(name).eval(), make(name, seed=1).eval()
     other.load_state_dict(head.state_dict())
     with torch.no_grad():
-        assert torch.equal(head([make_tokens()]), other([make_tokens()]))
+        assert torch.equal(head(make_inputs(name)), other(make_inputs(name)))
 
 
 def test_output_biases_are_parameters_of_the_head(name):
@@ -110,7 +125,7 @@ def test_options_are_a_frozen_dataclass_with_defaults(name):
 def test_an_unknown_option_names_the_known_ones(name):
     known = sorted(option_defaults(HEADS[name].OPTIONS))
     with pytest.raises(NotFoundError, match=", ".join(known)):
-        build_head(name, taps=[TAP], n_outputs=1, options={"zzz": 1})
+        build_head(name, n_outputs=1, options={"zzz": 1}, **read(name))
 
 
 def test_an_unknown_head_offers_the_nearest(name):
@@ -122,15 +137,16 @@ def test_an_unknown_head_offers_the_nearest(name):
 def test_tokens_of_another_width_or_number_of_taps_are_refused(name):
     head = make(name)
     narrow = TapTokens(patch=torch.zeros(1, N_TOKENS, DIM - 1), grid=GRID)
+    good = make_inputs(name)
     with pytest.raises(InvalidInputError, match="tokens of width"):
-        head([narrow])
+        head([narrow, *good[1:]])
     with pytest.raises(InvalidInputError, match="one entry a tap"):
-        head([make_tokens(), make_tokens()])
+        head([*good, good[0]])
 
 
 def test_no_output_channel_is_refused(name):
     with pytest.raises(InvalidInputError, match="n_outputs"):
-        build_head(name, taps=[TAP], n_outputs=0)
+        build_head(name, n_outputs=0, **read(name))
 
 
 def test_a_default_tap_is_one_of_those_available(name):

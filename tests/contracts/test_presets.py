@@ -11,12 +11,13 @@ from featstore.catalogue import CATALOGUE
 from featstore.datasets import READERS
 from featstore.errors import NotFoundError
 from featstore.plan import parse_resize
-from featstore.types import TapShape
-from heads.build import HEADS, build_head
+from heads.build import HEADS
+from heads.describe import describe_with_preset
 from heads.loop import LoopOptions
 from heads.options import split_options
 from heads.presets import PAPER, PRESETS, RELEASE, Preset, find_preset
-from heads.tasks import TASKS, build_task
+from heads.presets.base import SIZES
+from heads.tasks import TASKS
 
 BASES = sorted({preset.base for preset in PRESETS.values()})
 
@@ -30,13 +31,24 @@ def test_the_experiments_are_those_promised():
     tasks = "voc coco-stuff boundaries instances".split()
     deap = [f"deap-{task}" for task in [*tasks, "nyu", "detection"]]
     maxa = [f"maxa-{task}" for task in [*tasks, "depth", "distance"]]
-    assert sorted(deap + maxa) == BASES
+    split = [f"vit-split-{data}" for data in "ade20k cityscapes pascal-context nyu".split()]
+    assert sorted(deap + maxa + split) == BASES
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_short_name_means_the_release_for_deap_and_the_paper_for_maxa(base):
     variant = RELEASE if base.startswith("deap") else PAPER
+    if base.startswith("vit-split"):
+        variant = next(size for size in SIZES if f"{base}@{size}" in PRESETS)
     assert find_preset(base) is PRESETS[f"{base}@{variant}"]
+
+
+def test_a_short_name_means_the_size_of_the_backbone_that_is_used():
+    assert find_preset("vit-split-nyu", backbone="dinov2_l").variant == "l"
+    assert find_preset("vit-split-nyu", backbone="dinov2_b_reg").variant == "b"
+    assert find_preset("vit-split-nyu", backbone="clip_b").variant == "s"
+    assert find_preset("vit-split-nyu@s", backbone="dinov2_l").variant == "s"
+    assert find_preset("deap-voc", backbone="dinov2_b").variant == RELEASE
 
 
 def test_an_unknown_preset_offers_the_nearest():
@@ -47,14 +59,16 @@ def test_an_unknown_preset_offers_the_nearest():
 
 
 def test_its_head_has_the_parameters_of_the_paper(preset):
-    entry = CATALOGUE[preset.needs.backbone]
-    side = preset.needs.image_size // entry.stride
-    assert (entry.width, side) == (768, 37)
-    taps = [TapShape(tap=tap, dim=entry.width, grid=(side, side)) for tap in preset.needs.taps]
-    task = build_task(preset.task, preset.task_options | preset.data_options)
-    head = build_head(preset.head, taps=taps, n_outputs=task.readouts, options=preset.head_options)
-    assert head.n_parameters() == preset.parameters
-    assert head.output_hw == (8 * preset.head_options["queries"],) * 2
+    found = describe_with_preset(preset, preset.head)
+    assert found["parameters"] == preset.parameters
+    rows, columns = found["output_shape"][1:]
+    if preset.head == "vit_split":
+        assert (rows, columns) == tuple(4 * n for n in found["grid"])
+        assert set(found["taps"]) == set(preset.needs.taps)
+        assert preset.needs.tail == preset.head_options["kt"]
+        return
+    assert (rows, columns) == (8 * preset.head_options["queries"],) * 2
+    assert (found["width"], found["grid"]) == (768, [37, 37])
 
 
 def test_its_options_belong_to_whom_it_says(preset):
@@ -71,12 +85,15 @@ def test_its_options_belong_to_whom_it_says(preset):
 def test_its_data_can_be_read_and_its_features_extracted(preset):
     assert {f"{name}.v1" for name in preset.data} <= set(READERS)
     assert preset.data
-    assert preset.needs.image_size % CATALOGUE[preset.needs.backbone].stride == 0
+    stride = CATALOGUE[preset.needs.backbone].stride
+    assert all(side % stride == 0 for side in preset.needs.image_size)
     assert str(parse_resize(preset.needs.resize)) == preset.needs.resize
 
 
 def test_the_papers_outputs_are_224_a_side(preset):
-    if preset.variant == PAPER:
+    if preset.variant in SIZES:
+        assert any("One cached view" in note for note in preset.notes)
+    elif preset.variant == PAPER:
         assert preset.head_options["queries"] == 28
         assert preset.head_options["mask_form"] == "paper"
     else:
@@ -88,7 +105,7 @@ def test_the_papers_outputs_are_224_a_side(preset):
 def test_its_notes_are_sentences_that_say_where_the_readings_differ(preset):
     assert all(note.endswith(".") and note[0].isupper() for note in preset.notes)
     text = " ".join(preset.notes)
-    assert "mask" in text
+    assert "mask" in text or preset.variant in SIZES
     assert "release" in text
     assert "Inferred" in text
 
@@ -96,7 +113,7 @@ def test_its_notes_are_sentences_that_say_where_the_readings_differ(preset):
 @pytest.mark.parametrize("base", BASES)
 def test_two_readings_differ_in_what_is_known_to_differ(base):
     found = [preset for preset in PRESETS.values() if preset.base == base]
-    if len(found) == 2:
+    if {preset.variant for preset in found} == {PAPER, RELEASE}:
         one, other = (preset.to_json() for preset in found)
         differing = {name for name in one if one[name] != other[name]}
         assert {"variant", "head_options", "weight_decay", "needs", "notes"} <= differing

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from cli.common import exit_code
+from cli.heads_app import heads as program
 from featstore.errors import InvalidInputError, NotFoundError
 from heads.build import HEADS
 from heads.describe import describe_head
@@ -68,3 +70,44 @@ def test_several_numbers_of_outputs_are_heads_side_by_side():
     found = describe_head("deap", width=768, grid=(16, 16), n_outputs=(1, 2))
     assert found["parameters"] == 100 * 768 + 9794
     assert found["output_shape"] == [3, 224, 224]
+
+
+def test_vit_split_is_described_by_its_preset_without_weights(capsys):
+    words = ["describe", "vit_split", "--preset", "vit-split-ade20k", "--backbone", "dinov2_s"]
+    assert exit_code(program, [*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["preset"], found["backbone"]) == ("vit-split-ade20k@s", "dinov2_s")
+    assert (found["parameters"], found["dead_parameters"]) == (10_231_098, 768)
+    assert found["taps"] == ["block:2", "block:5", "block:8", "block:11"]
+    assert found["output_shape"] == [150, 148, 148]
+    # Four taps of 37 x 37 tokens and one prefix token, read once each.
+    assert found["bytes_per_image"] == 4 * (37 * 37 + 1) * 384 * 2
+
+
+def test_a_preset_describes_its_own_head_where_none_is_named(capsys):
+    assert exit_code(program, ["describe", "--preset", "deap-voc", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["head"], found["parameters"]) == ("deap.v1", 47_272)
+    words = ["describe", "linear", "--preset", "deap-voc", "--set", "size=64", "--json"]
+    assert exit_code(program, words) == 0
+    assert json.loads(capsys.readouterr().out)["output_shape"] == [21, 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--preset", "deap-voc", "--width", "8"], "leave out --width"),
+        (["--backbone", "dinov2_s", "--width", "8"], "leave out --width"),
+        (["--backbone", "hiera_bp"], "described by their --width"),
+    ],
+)
+def test_what_contradicts_a_preset_or_a_backbone_is_refused(capsys, words, reason):
+    assert exit_code(program, ["describe", "vit_split", *words]) != 0
+    assert reason in capsys.readouterr().err
+
+
+def test_copied_blocks_without_a_backbone_are_those_of_the_usual_vit():
+    found = describe_head("vit_split", width=384, grid=(4, 4), options={"kt": 1})
+    assert found["parameters_by_part"]["tail"] == 12 * 384**2 + 13 * 384
+    with pytest.raises(InvalidInputError, match="one of the two"):
+        describe_head("vit_split", width=384, backbone="dinov2_s", grid=(4, 4))

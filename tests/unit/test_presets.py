@@ -67,7 +67,7 @@ def record_of(report):
     return read_run(Path(report.path)).record
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("vit-split")])
 def test_every_preset_trains(store, name):
     preset = PRESETS[name]
     record = record_of(learn(store, name))
@@ -255,6 +255,28 @@ def test_extract_takes_what_a_preset_needs(asked, capsys):
     assert "--resize crop+via:224:nearest" in said
     assert "Not as" not in said
     assert "not the paper's data" not in said
+
+
+@pytest.mark.parametrize(
+    ("backbone", "taps", "tail", "variant"),
+    [
+        ([], ["block:2", "block:5", "block:8", "block:11"], 3, "s"),
+        (["--backbone", "dinov2_b"], [f"block:{n}" for n in (2, 5, 7, 8, 11)], 4, "b"),
+        (["--backbone", "dinov2_l"], [f"block:{n}" for n in (6, 11, 17, 20, 23)], 3, "l"),
+    ],
+)
+def test_extract_stores_the_taps_and_the_tail_of_the_backbones_size(
+    asked, capsys, backbone, taps, tail, variant
+):
+    ask("--for", "vit-split-nyu", "--data", "nyu_hf:/data", *backbone)
+    (arguments,) = asked
+    assert arguments["backbone"] == (backbone[1] if backbone else "dinov2_s")
+    assert (arguments["taps"], arguments["tail"]) == (taps, tail)
+    assert (arguments["image_size"], arguments["resize"]) == ((490, 644), "pad")
+    said = capsys.readouterr().err
+    assert f"For vit-split-nyu@{variant}:" in said
+    assert f"--tail {tail}" in said
+    assert "Not as" not in said
 
 
 @pytest.mark.parametrize("data", ["nyu_hf:/x", "mine=nyu_hf.v1:/x"])

@@ -505,23 +505,41 @@ def test_a_finished_run_is_not_resumed(store):
         heads.train(store, resume="@last")
 
 
-def test_the_learning_rate_is_constant_unless_asked():
-    def recipe(schedule):
-        return Recipe(
-            steps=100,
-            batch_size=4,
-            lr=0.5,
-            weight_decay=0.0,
-            seed=0,
-            loop=LoopOptions(schedule=schedule),
-        )
+def recipe(schedule, **options):
+    loop = LoopOptions(schedule=schedule, **options)
+    return Recipe(steps=100, batch_size=4, lr=0.5, weight_decay=0.0, seed=0, loop=loop)
 
+
+def test_the_learning_rate_is_constant_unless_asked():
     assert {recipe("constant").lr_at(step) for step in range(100)} == {0.5}
     cosine = [recipe("cosine").lr_at(step) for step in range(101)]
     assert cosine[0] == 0.5
     assert cosine[50] == pytest.approx(0.25)
     assert cosine[100] == pytest.approx(0.0)
     assert cosine == sorted(cosine, reverse=True)
+    poly = [recipe("poly").lr_at(step) for step in range(101)]
+    assert (poly[0], poly[100]) == (0.5, 0.0)
+    assert poly[60] == pytest.approx(0.5 * 0.4**0.9)
+    cycle = [recipe("onecycle").lr_at(step) for step in range(101)]
+    assert (cycle[0], cycle[30], cycle[100]) == pytest.approx((0.02, 0.5, 0.0002))
+    assert cycle[:31] == sorted(cycle[:31])
+    assert cycle[30:] == sorted(cycle[30:], reverse=True)
+
+
+def test_a_warm_up_rises_evenly_and_gives_way_to_the_schedule():
+    plain, warm = recipe("poly"), recipe("poly", warmup=10)
+    shares = [warm.lr_at(step) / plain.lr_at(step) for step in range(20)]
+    assert shares == pytest.approx([min(1, step / 10) for step in range(20)])
+    for name in ("warmup", "clip"):
+        with pytest.raises(InvalidInputError, match=f"`{name}` must be at least 0"):
+            LoopOptions(**{name: -1})
+
+
+def test_clipping_shortens_long_gradients_only(store):
+    plain, same_as_plain = learn(store, steps=2), learn(store, steps=2, options={"clip": 1e6})
+    assert same(weights(plain), weights(same_as_plain))
+    # AdamW does not see the length of gradients, until they come near its epsilon.
+    assert not same(weights(plain), weights(learn(store, steps=2, options={"clip": 1e-9})))
 
 
 def test_runs_that_differ_in_their_seed_share_prepared_targets(store):
