@@ -22,7 +22,16 @@ from heads.labels import LabelSource, open_stored_labels
 from heads.metrics import Metric
 from heads.model import Model, load
 from heads.runs import PAIRS, RECORD, Run, find_run, read_run
-from heads.selection import TEST, TRAIN, VAL, Pair, labelled_pairs, pairs_from_table, select_split
+from heads.selection import (
+    TEST,
+    TRAIN,
+    VAL,
+    Pair,
+    labelled_pairs,
+    pairs_from_table,
+    plain_pairs,
+    select_split,
+)
 from heads.targets import checked_label, in_threads
 from heads.tasks import Task
 
@@ -180,6 +189,7 @@ def pairs_to_measure(
     own_data, taps, kind = run.record["labels"]["data"], run.record["taps"], task.label_kind
     if data is None and split in (TRAIN, VAL, TEST):
         pairs = pairs_from_table(pq.read_table(run.path / PAIRS), split)
+        pairs = plain_pairs(pairs)
         if not pairs:
             raise InvalidInputError(
                 f"Run {run.run_id} has no {split} part. Choose another --split."

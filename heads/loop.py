@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from featstore.errors import InvalidInputError, invalid
+from featstore.views import PLAIN
 from heads.base import TapTokens
 from heads.model import Model
 from heads.selection import Pair
@@ -21,6 +22,8 @@ CURVES_SCHEMA = pa.schema(
     [("step", pa.int64()), ("split", pa.string()), ("name", pa.string()), ("value", pa.float64())]
 )
 SCHEDULES = ("constant", "cosine")
+AUTO, ONE, ALL = "auto", "one", "all"
+VIEWS = (AUTO, ONE, ALL, PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +32,13 @@ class LoopOptions:
 
     The learning rate stays constant, as in DeAP's release; "cosine" lets it fall to zero. The
     loss on the held-out part is looked at `checks` times in a run; after `patience` looks without
-    a better one training stops (0: never).
+    a better one training stops (0: never). Where other `views` of an image are stored than the
+    plain one, an epoch shows one of them, drawn anew each time ("one", which "auto" means then),
+    "all" of them, or the "plain" one; the held-out part is always plain.
     """
 
     schedule: str = "constant"
+    views: str = AUTO
     checks: int = 20
     patience: int = 8
     val_images: int = 512  # held-out images that are looked at, evenly spaced, at most
@@ -42,6 +48,8 @@ class LoopOptions:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise invalid("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        if self.views not in VIEWS:
+            raise invalid("views", self.views, f"one of {', '.join(VIEWS)}")
         for name, least in (
             ("checks", 1),
             ("patience", 0),

@@ -19,7 +19,7 @@ from heads.labels import StoredLabels
 from heads.metrics import Metric
 from heads.model import load
 from heads.runs import PAIRS
-from heads.selection import TEST, TRAIN, Pair, pairs_from_table
+from heads.selection import TEST, TRAIN, Pair, pairs_from_table, plain_pairs
 from heads.targets import checked_label
 from heads.tasks import Task
 
@@ -48,7 +48,7 @@ def measure_train_mean(
     features = opened.feature_set(found.record["feature_sets"][0])
     labels = StoredLabels(opened, model.task.label_kind)
     table = pq.read_table(found.path / PAIRS)
-    train, test = (pairs_from_table(table, part) for part in (TRAIN, TEST))
+    train, test = (plain_pairs(pairs_from_table(table, part)) for part in (TRAIN, TEST))
     placements = features.placements([pair.row for pair in (*train, *test)])
     output_hw = model.head.output_hw
     mean = fit_mean_map(_targets(model.task, train, labels, placements, output_hw))

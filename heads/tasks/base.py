@@ -91,7 +91,8 @@ class Task(ABC):
         Args:
             values_hw: (source_h, source_w), physical values.
             valid_hw: (source_h, source_w), bool.
-            placement: How the image was drawn into the input.
+            placement: How the image was drawn into the input. Where `is_flipped`, left and right
+                are exchanged: a task whose targets name sides exchanges these too.
             output_hw: What the head gives.
 
         Returns:
