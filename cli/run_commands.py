@@ -46,6 +46,12 @@ run_argument = click.argument("run", metavar="RUN")
     metavar="N",
     help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
 )
+@click.option(
+    "--tta",
+    type=click.Choice(["hflip"]),
+    default=None,
+    help="Average each prediction with that of the stored mirror image, turned back.",
+)
 @device_option
 @store_option
 @runs_option
@@ -63,6 +69,7 @@ def evaluate(
         heads evaluate @last
         heads evaluate @last --split val --json
         heads evaluate @last --queries 112
+        heads evaluate @last --tta hflip
     """
     from heads.evaluate import evaluate as measure
 
@@ -74,7 +81,9 @@ def evaluate(
     if as_json:
         print_json(report.to_json())
     else:
-        click.echo(f"{report.run_id}, {count(report.images, 'image')} of {report.split}\n")
+        averaged = f", averaged over {report.tta}" if report.tta else ""
+        images = f"{count(report.images, 'image')} of {report.split}{averaged}"
+        click.echo(f"{report.run_id}, {images}\n")
         click.echo(metrics(report.metrics, report.intervals))
         click.echo(report.note)
     if report.left_out:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from featstore.errors import BadImageError, InvalidInputError
-from heads.evaluate import labelled, predict_rows
+from heads.evaluate import labelled
 from heads.feed import Feed, Rows
 from heads.loop import Batch
+from heads.predictions import predict_rows
 from heads.selection import Pair, evenly
 from heads.setup import Setup
 from heads.targets import checked_label

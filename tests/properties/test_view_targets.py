@@ -119,3 +119,24 @@ def test_a_crop_moves_and_cuts_the_box_of_a_thing():
     at = np.argwhere(found["size"][0] > 0)
     assert (found["size"][:, found["size"][0] > 0] == 0.5).all()
     np.testing.assert_allclose(at.mean(axis=0) + 0.5, [12, 4], atol=0.51)
+
+
+def test_views_averaged_are_what_each_of_them_says_where_they_agree(task):
+    import torch
+
+    torch.manual_seed(0)
+    n_cells = 1 if task.label_kind == "class" else 4
+    one, other = (
+        task.predict(torch.rand(1, task.n_outputs, n_cells, n_cells) + 0.5)[0].numpy()
+        for _ in range(2)
+    )
+    np.testing.assert_allclose(task.average([one, one]), one, rtol=1e-6, atol=1e-6)
+    both = task.average([one, other])
+    assert both.dtype == one.dtype
+    assert (both >= np.minimum(one, other) - 1e-6).all()
+    assert (both <= np.maximum(one, other) + 1e-6).all()
+    if task.meaning.startswith("log-probability"):
+        np.testing.assert_allclose(np.exp(both).sum(axis=0), 1, rtol=1e-5)
+        np.testing.assert_allclose(np.exp(both), (np.exp(one) + np.exp(other)) / 2, rtol=1e-5)
+    else:
+        np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-6)
