@@ -109,13 +109,13 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     help="How the basis is enlarged. [default: the backbone's own interpolation]",
 )
 @click.option(
+    "--views",
     "--view",
     "views",
     multiple=True,
-    type=click.Choice(["plain", "hflip"]),
-    default=("plain",),
-    show_default=True,
-    help="Which views of each image; repeatable.",
+    metavar="VIEW[,VIEW...]",
+    help="Views of each image beside the plain one, for training: hflip, or crops:N[,seed=S] for "
+    "N parts of it; repeatable. [default: none]",
 )
 @click.option(
     "--dtype",
@@ -177,6 +177,8 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
             --basis 224 --upscale nearest
         featstore extract --data features:/data/dinov2_features
         featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --taps block:8 --tail 3
+        featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --views hflip
+        featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --views crops:4,seed=0
         featstore extract --for deap-voc --data voc:/data/VOC2012
     """
     for_preset = options.pop("for_preset")

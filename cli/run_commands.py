@@ -61,6 +61,12 @@ run_argument = click.argument("run", metavar="RUN")
     help="Measure on other features of the same backbone, such as those of larger images. "
     "[default: those it learned from]",
 )
+@click.option(
+    "--tta",
+    type=click.Choice(["hflip"]),
+    default=None,
+    help="Average each prediction with that of the stored mirror image, turned back.",
+)
 @device_option
 @store_option
 @runs_option
@@ -89,6 +95,7 @@ def evaluate(
         heads evaluate @last --queries 112
         heads evaluate @last --against ridge
         heads evaluate @last --feature-set dinov2_b@480x640
+        heads evaluate @last --tta hflip
     """
     store = chosen_store(store_path, runs_path)
     with resumable("Nothing was changed."), ProgressLine() as progress:
@@ -100,7 +107,9 @@ def evaluate(
         print_json(report.to_json())
     else:
         answers = "" if baseline is None else f"{baseline} in place of the head of "
-        click.echo(f"{answers}{report.run_id}, {count(report.images, 'image')} of {report.split}\n")
+        averaged = f", averaged over {report.tta}" if report.tta else ""
+        images = f"{count(report.images, 'image')} of {report.split}{averaged}"
+        click.echo(f"{answers}{report.run_id}, {images}\n")
         click.echo(metrics(report.metrics, report.intervals))
         click.echo(report.note)
     if report.left_out:
@@ -112,7 +121,7 @@ def _measure(run: str, baseline: str | None, options: dict[str, Any]) -> Evaluat
         from heads.evaluate import evaluate as measure
 
         return measure(run, **options)
-    for name in ("queries", "feature_set"):
+    for name in ("queries", "feature_set", "tta"):
         if options.pop(name) is not None:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} asks a head; leave it out with --against."

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from featstore.files import next_number, write_parquet
-from featstore.geometry import place
+from featstore.geometry import clip_box, place
 from featstore.items import FoundItem
 from featstore.ledger import read_ledger
 from featstore.store import (
@@ -20,6 +20,7 @@ from featstore.store import (
     parse_crop,
     placement_columns,
 )
+from featstore.views import region_of
 
 RowKey = tuple[str, str, str]
 """Image key, crop and view: what a row is."""
@@ -128,10 +129,11 @@ def assign(
 def assignment_line(framing: Framing, row: Wanted) -> dict[str, Any]:
     """Give the columns of one assigned row, but for its number."""
     key, crop, view = row.key
+    # Imported features may have no image; their frame then is the grid itself.
+    source_hw = (row.found.height, row.found.width) if row.found.height else framing.input_hw
     placement = place(
-        # Imported features may have no image; their frame then is the grid itself.
-        source_hw=(row.found.height, row.found.width) if row.found.height else framing.input_hw,
-        crop=parse_crop(crop),
+        source_hw=source_hw,
+        crop=region_of(view, key, clip_box(parse_crop(crop), source_hw)),
         input_hw=framing.input_hw,
         resize=framing.resize,
         view=view,

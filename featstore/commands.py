@@ -10,9 +10,13 @@ from featstore.store import FeatureSetFolder, StoreFolder
 
 
 def extract_command(
-    folder: FeatureSetFolder, *, taps: Sequence[str] = (), tail: int | None = None
+    folder: FeatureSetFolder,
+    *,
+    taps: Sequence[str] = (),
+    tail: int | None = None,
+    views: Sequence[str] = (),
 ) -> str:
-    """Give the `featstore extract` that adds taps or a tail to a feature set.
+    """Give the `featstore extract` that adds taps, a tail or views to a feature set.
 
     It names what the key depends on, so that what is stored is used again.
 
@@ -20,6 +24,7 @@ def extract_command(
         folder: Feature set.
         taps: Taps to add.
         tail: Blocks to store; None: no tail.
+        views: Views to add.
     """
     store = StoreFolder(folder.path.parents[1])
     words = ["featstore", "extract", "--store", str(store.path)]
@@ -30,6 +35,8 @@ def extract_command(
         words += ["--taps", ",".join(taps)]
     if tail is not None:
         words += ["--tail", str(tail)]
+    if views:
+        words += ["--views", ",".join(views)]
     return shlex.join([*words, *_of_plan(folder)])
 
 

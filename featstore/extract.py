@@ -29,6 +29,7 @@ from featstore.types import (
     ignore_progress,
 )
 from featstore.version import __version__
+from featstore.views import check_importable
 
 if TYPE_CHECKING:
     from featstore.backbones import Backbone
@@ -88,6 +89,7 @@ def extract(
         path, readers, selected, options=options, progress=progress, began=began
     )
     if any(isinstance(reader, FeatureReader) for reader in readers):
+        check_importable(options.views)
         if tail not in (None, "auto"):
             raise InvalidInputError(
                 "Imported features come without a backbone, so they have no tail. Leave out --tail."

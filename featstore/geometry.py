@@ -8,14 +8,15 @@ whole input frame (a token grid, a head's output) has cells of ``input / output`
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from featstore.errors import BadImageError, invalid
 from featstore.plan import parse_resize
 from featstore.types import Box, Placement
+from featstore.views import HFLIP, check_view
 
-VIEWS = ("plain", "hflip")
 _SLIVER = 1e-3  # a cell with less than this part of it on valid pixels has no value
 
 
@@ -40,15 +41,14 @@ def place(
         crop: Region to use; what hangs over the image's border is cut off. None: all.
         input_hw: Height and width of the backbone's input.
         resize: One of the rules above; ``via:N`` alone is a squash.
-        view: "plain" or "hflip".
+        view: Name of the view; of a crop, `crop` is the region that it shows.
 
     Raises:
         InvalidInputError: The rule or view is unknown, or a size is not positive.
         BadImageError: `crop` lies outside of the image.
     """
     kind = parse_resize(resize).kind
-    if view not in VIEWS:
-        raise invalid("view", view, f"one of {', '.join(VIEWS)}")
+    check_view(view)
     if min(*source_hw, *input_hw) < 1:
         raise invalid("source_hw, input_hw", (source_hw, input_hw), "positive sizes")
     box = clip_box(crop, source_hw)
@@ -58,7 +58,7 @@ def place(
     elif kind in ("letterbox", "pad"):
         dst = _fitting_dst(box, input_hw, max_scale=math.inf if kind == "letterbox" else 1.0)
     return Placement(
-        source_hw=source_hw, input_hw=input_hw, box=box, dst=dst, is_flipped=view == "hflip"
+        source_hw=source_hw, input_hw=input_hw, box=box, dst=dst, is_flipped=view == HFLIP
     )
 
 
@@ -150,6 +150,49 @@ def _axis_to_source(placement: Placement, values: np.ndarray, *, axis: int) -> n
     return box0 + step * ((box1 - box0) / (dst1 - dst0))
 
 
+def mirrored(placement: Placement) -> Placement:
+    """Place the same pixels into the mirrored input frame.
+
+    What a flipped placement shows is, cell by cell, the mirror image of what this shows: a target
+    of a flipped view equals the flipped target of the plain view to the last bit, wherever the
+    image lies in the middle of the input.
+    """
+    x0, y0, x1, y1 = placement.dst
+    width = placement.input_hw[1]
+    dst = (width - x1, y0, width - x0, y1)
+    return replace(placement, dst=dst, is_flipped=not placement.is_flipped)
+
+
+def unflip(output_chw: np.ndarray, placement: Placement) -> np.ndarray:
+    """Bring a prediction of a flipped view to where that of the plain view lies.
+
+    Padding may be a pixel wider at one side; what is mirrored then is moved by that pixel,
+    linearly.
+
+    Args:
+        output_chw: (C, Ho, Wo), covering the whole input frame.
+        placement: How the flipped view was drawn into the input.
+
+    Returns:
+        (C, Ho, Wo) of the same dtype.
+    """
+    flipped = _flip(output_chw)
+    shift = mirrored(placement).dst[0] - placement.dst[0]
+    if not shift:
+        return flipped
+    n_cells = output_chw.shape[2]
+    at = np.arange(n_cells) + shift * n_cells / placement.input_hw[1]
+    at = np.clip(at, 0, n_cells - 1)
+    low = np.floor(at).astype(np.int64)
+    part = (at - low).astype(output_chw.dtype)
+    moved: np.ndarray = flipped[..., low] * (1 - part)
+    return moved + flipped[..., np.minimum(low + 1, n_cells - 1)] * part
+
+
+def _flip(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array[..., ::-1])
+
+
 def sample_nearest(
     values_hw: np.ndarray, placement: Placement, output_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -168,6 +211,9 @@ def sample_nearest(
         InvalidInputError: `values_hw` is not of the source's size.
     """
     _check_source_size(values_hw, placement)
+    if placement.is_flipped:
+        values, is_inside = sample_nearest(values_hw, mirrored(placement), output_hw)
+        return _flip(values), _flip(is_inside)
     rows, has_row = _nearest_index(placement, output_hw, axis=1)
     columns, has_column = _nearest_index(placement, output_hw, axis=0)
     return values_hw[np.ix_(rows, columns)], has_row[:, None] & has_column[None, :]
@@ -209,6 +255,9 @@ def resize_masked(
     """
     _check_source_size(values_hw, placement)
     _check_source_size(valid_hw, placement)
+    if placement.is_flipped:
+        means, valid = resize_masked(values_hw, valid_hw, mirrored(placement), output_hw)
+        return _flip(means), _flip(valid)
     edges_x = _cell_edges(placement, output_hw, axis=0)
     edges_y = _cell_edges(placement, output_hw, axis=1)
     cleaned = np.where(valid_hw, values_hw, 0).astype(np.float64)
@@ -275,6 +324,8 @@ def to_source_map(
     if output_chw.ndim != 3 or not np.issubdtype(output_chw.dtype, np.floating):
         got = (output_chw.dtype.name, output_chw.shape)
         raise invalid("output_chw", got, "a floating point array (C, H, W)")
+    if placement.is_flipped:
+        return to_source_map(_flip(output_chw), mirrored(placement), mode=mode)
     output_hw = (output_chw.shape[1], output_chw.shape[2])
     low_y, high_y, part_y, has_row = _linear_index(placement, output_hw, axis=1)
     low_x, high_x, part_x, has_column = _linear_index(placement, output_hw, axis=0)

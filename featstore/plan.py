@@ -9,6 +9,7 @@ from typing import Any
 
 from featstore.errors import invalid
 from featstore.hashing import short_key
+from featstore.views import parse_views
 
 FORMAT_VERSION = 1
 DTYPES = ("float16", "float32", "bfloat16")
@@ -164,7 +165,7 @@ class RunOptions:
     """What decides the speed of an extraction or which images it covers, but no stored number."""
 
     splits: tuple[str, ...] = ()  # empty: all
-    views: tuple[str, ...] = ("plain",)
+    views: tuple[str, ...] = ()  # beside the plain one, see `views.parse_views`
     device: str = "auto"
     batch_size: int | None = None  # None: chosen for the device
     limit: int | None = None  # images, after selection by split
@@ -181,6 +182,4 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise invalid(name, value, "at least 1")
-        unknown = set(self.views) - {"plain", "hflip"}
-        if unknown or not self.views:
-            raise invalid("views", self.views, "plain, hflip or both")
+        object.__setattr__(self, "views", parse_views(self.views))

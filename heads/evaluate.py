@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from featstore import open as open_store
 from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
+from featstore.views import HFLIP
 from heads.feed import Feed
 from heads.labels import LabelSource, open_stored_labels
 from heads.metrics import Metric
 from heads.model import Model, load
+from heads.predictions import Predict, flip_average, predict_rows
 from heads.runs import PAIRS, RECORD, Run, find_run, read_run
 from heads.selection import (
     TEST,
@@ -29,6 +30,7 @@ from heads.selection import (
     Pair,
     labelled_pairs,
     pairs_from_table,
+    plain_pairs,
     select_items,
     select_split,
 )
@@ -75,6 +77,7 @@ class EvaluationReport:
     answers: str  # "head", or the baseline in its place
     split: str
     data: str | None
+    tta: str | None  # "hflip": averaged with mirror images
     output_hw: tuple[int, int]
     images: int
     groups: int
@@ -97,6 +100,7 @@ def evaluate(
     data: str | None = None,
     queries: int | None = None,
     feature_set: str | None = None,
+    tta: str | None = None,
     device: str = "auto",
     progress: ProgressCallback = ignore_progress,
 ) -> EvaluationReport:
@@ -115,13 +119,18 @@ def evaluate(
         queries: Side of another grid of queries than the head was trained on, for another
             resolution of the output; None: the same.
         feature_set: Key or name of other features of the same backbone; None: the run's own.
+        tta: "hflip" averages each prediction with that of the stored mirror image, turned back;
+            None: the plain view alone.
         device: Where to compute.
         progress: Called with reports of progress.
 
     Raises:
-        NotFoundError: The run, its store or its features are not there.
-        InvalidInputError: Nothing in the split can be measured.
+        NotFoundError: The run, its store or its features are not there, or with `tta` a mirror
+            image.
+        InvalidInputError: Nothing in the split can be measured, or `tta` is something else.
     """
+    if tta not in (None, HFLIP):
+        raise invalid("tta", tta, f"{HFLIP} or None")
     found = locate_run(run, store=store, runs=runs)
     model = load(found, device=device)
     if queries is not None:
@@ -131,7 +140,7 @@ def evaluate(
     if features.key != found.record["feature_sets"][0]:
         _check_same_backbone(found, features)
         model.read_from(features.taps)
-    return measure_run(found, model, features, split=split, data=data, progress=progress)
+    return measure_run(found, model, features, split=split, data=data, tta=tta, progress=progress)
 
 
 def measure_run(
@@ -142,6 +151,7 @@ def measure_run(
     split: str,
     data: str | None,
     progress: ProgressCallback,
+    tta: str | None = None,
     answers: str = "head",
 ) -> EvaluationReport:
     """Measure a model on what a run is measured on: its own head, or what stands in its place.
@@ -153,6 +163,7 @@ def measure_run(
         split: See `evaluate`.
         data: See `evaluate`.
         progress: Called with reports of progress.
+        tta: See `evaluate`.
         answers: Name of what answers, for the report.
 
     Raises:
@@ -160,12 +171,16 @@ def measure_run(
     """
     pairs, labels = pairs_to_measure(run, features, model.task, split, data)
     feed = Feed(features, model.array_names, model.device)
-    result = measure_pairs(model, feed, pairs, labels, progress=progress)
+    predict = predict_rows
+    if tta is not None:
+        predict = flip_average(features, pairs, model.tap_names)
+    result = measure_pairs(model, feed, pairs, labels, predict=predict, progress=progress)
     return EvaluationReport(
         run_id=run.run_id,
         answers=answers,
         split=split,
         data=data,
+        tta=tta,
         output_hw=model.head.output_hw,
         images=result.per_image.num_rows,
         groups=result.n_groups,
@@ -253,6 +268,7 @@ def pairs_to_measure(
     own_data, taps, kind = run.record["labels"]["data"], run.record["taps"], task.label_kind
     if data is None and split in (TRAIN, VAL, TEST):
         pairs = pairs_from_table(pq.read_table(run.path / PAIRS), split)
+        pairs = plain_pairs(pairs)
         if not pairs:
             raise InvalidInputError(
                 f"Run {run.run_id} has no {split} part. Choose another --split."
@@ -272,6 +288,7 @@ def measure_pairs(
     pairs: Sequence[Pair],
     labels: LabelSource,
     *,
+    predict: Predict = predict_rows,
     progress: ProgressCallback = ignore_progress,
 ) -> Evaluation:
     """Predict each pair, bring it to the label's resolution and measure it there.
@@ -285,7 +302,8 @@ def measure_pairs(
     n_numbers = model.task.n_outputs * math.prod(model.head.output_hw)
     size = max(1, min(_WINDOW, _WINDOW_NUMBERS // n_numbers))
     for done, window in enumerate(_windows(pairs, labels, size)):
-        found = _measure_window(model, feed, window, labels)
+        predictions = predict(model, feed, [pair.row for pair, _ in window])
+        found = _measure_window(model.task, feed, window, labels, predictions)
         for (pair, label), result in zip(window, found, strict=True):
             if isinstance(result, str):
                 left_out[pair.key] = result
@@ -340,16 +358,18 @@ def _windows(
 
 
 def _measure_window(
-    model: Model, feed: Feed, window: Sequence[tuple[Pair, Label]], labels: LabelSource
+    task: Task,
+    feed: Feed,
+    window: Sequence[tuple[Pair, Label]],
+    labels: LabelSource,
+    predictions: np.ndarray,
 ) -> list[dict[str, Any] | str]:
-    rows = [pair.row for pair, _ in window]
-    placements = feed.placements(rows)
-    predictions = predict_rows(model, feed, rows)
+    placements = feed.placements([pair.row for pair, _ in window])
 
     def call(index: int) -> Callable[[], dict[str, Any] | str]:
         pair, label = window[index]
         return lambda: _measure(
-            model.task,
+            task,
             predictions[index],
             placements[pair.row],
             label,
@@ -376,16 +396,3 @@ def _measure(
         )
     except BadImageError as error:  # this label alone; a protocol that fits none is no such error
         return str(error)
-
-
-@torch.inference_mode()
-def predict_rows(model: Model, feed: Feed, rows: Sequence[int]) -> np.ndarray:
-    """Predict rows: (rows, channels, Ho, Wo) float32, physical values in the input frame."""
-    was_training = model.head.training
-    model.head.eval()
-    placements = feed.placements(rows)
-    tensors = feed.tensors(rows, model.array_names)
-    inputs = model.tokens(tensors, [placements[row] for row in rows])
-    output = model.task.predict(model.head(inputs))
-    model.head.train(was_training)
-    return output.float().cpu().numpy()

@@ -12,11 +12,12 @@ from featstore.errors import BadImageError, InvalidInputError
 from featstore.files import write_bytes
 from featstore.images import decode
 from featstore.types import Label, Placement
-from heads.evaluate import labelled, predict_rows
+from heads.evaluate import labelled
 from heads.feed import Feed
 from heads.labels import LabelSource
 from heads.model import Model
 from heads.pictures import comparison_png, panels_png, prediction_png
+from heads.predictions import predict_rows
 from heads.runs import PICTURES
 from heads.selection import Pair
 from heads.targets import checked_label

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from featstore.errors import InvalidInputError, invalid
+from featstore.views import PLAIN
 from heads.base import TapTokens
 from heads.model import Model
 from heads.selection import Pair
@@ -23,6 +24,8 @@ CURVES_SCHEMA = pa.schema(
 SCHEDULES = ("constant", "cosine", "poly", "onecycle")
 _POLY_POWER = 0.9
 _RISING, _FIRST, _LAST = 0.3, 1 / 25, 1 / 2500  # of "onecycle": share of the steps, of the rate
+AUTO, ONE, ALL = "auto", "one", "all"
+VIEWS = (AUTO, ONE, ALL, PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +38,15 @@ class LoopOptions:
     first `warmup` steps. Gradients longer than `clip` altogether are shortened (0: never).
 
     The loss on the held-out part is looked at `checks` times in a run; after `patience` looks
-    without a better one training stops (0: never).
+    without a better one training stops (0: never). Where other `views` of an image are stored
+    than the plain one, an epoch shows one of them, drawn anew each time ("one", which "auto"
+    means then), "all" of them, or the "plain" one; the held-out part is always plain.
     """
 
     schedule: str = "constant"
     warmup: int = 0
     clip: float = 0.0
+    views: str = AUTO
     checks: int = 20
     patience: int = 8
     val_images: int = 512  # held-out images that are looked at, evenly spaced, at most
@@ -50,6 +56,8 @@ class LoopOptions:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise invalid("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        if self.views not in VIEWS:
+            raise invalid("views", self.views, f"one of {', '.join(VIEWS)}")
         for name, least in (
             ("warmup", 0),
             ("clip", 0),

@@ -32,7 +32,7 @@ from heads.model import Model, load
 from heads.nearest import fit_nearest
 from heads.ridge import fit_ridge
 from heads.runs import PAIRS
-from heads.selection import TEST, TRAIN, VAL, Pair, pairs_from_table
+from heads.selection import TEST, TRAIN, VAL, Pair, pairs_from_table, plain_pairs
 from heads.targets import checked_label
 from heads.tasks import Task
 from heads.token_targets import token_reading
@@ -160,7 +160,7 @@ def measure_train_mean(
     features = opened.feature_set(found.record["feature_sets"][0])
     labels = StoredLabels(opened, model.task.label_kind)
     table = pq.read_table(found.path / PAIRS)
-    train, test = (pairs_from_table(table, part) for part in (TRAIN, TEST))
+    train, test = (plain_pairs(pairs_from_table(table, part)) for part in (TRAIN, TEST))
     placements = features.placements([pair.row for pair in (*train, *test)])
     output_hw = model.head.output_hw
     mean = fit_mean_map(_targets(model.task, train, labels, placements, output_hw))

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from featstore.errors import InvalidInputError, NotFoundError, invalid
+from featstore.views import PLAIN
 from heads.labels import LabelSource, reader_labels, stored_labels
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def select(
     """Choose the pairs to train on, to hold out and to measure.
 
     A split named "val" is the validation part where there is one. Otherwise whole groups of
-    `split` are held out, chosen by `seed`. Only unmirrored views are held out or measured.
+    `split` are held out, chosen by `seed`. Only plain views are held out or measured.
 
     Args:
         store: Store.
@@ -139,7 +140,7 @@ def select(
         raise invalid("split", split, "a split to train on; test is what the head is measured on")
     labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
     train = _required(by_split, split, kind)
-    test = _plain(by_split.get(TEST, ()))
+    test = plain_pairs(by_split.get(TEST, ()))
     train, val, validation = _hold_out(train, by_split, split, val_fraction, seed)
     selection = Selection(
         train=train,
@@ -166,7 +167,7 @@ def select_split(
         InvalidInputError: The split is empty or nothing in it has such labels.
     """
     labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
-    return _plain(_required(by_split, split, kind)), labels
+    return plain_pairs(_required(by_split, split, kind)), labels
 
 
 def select_items(
@@ -184,7 +185,7 @@ def select_items(
         InvalidInputError: None of them has features and a label here.
     """
     labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
-    every = {pair.key: pair for pairs in by_split.values() for pair in _plain(pairs)}
+    every = {pair.key: pair for pairs in by_split.values() for pair in plain_pairs(pairs)}
     found = tuple(every[key] for key in sorted(every))
     kept = tuple(pair for pair in found if (pair.dataset, pair.item) in items)
     if not kept:
@@ -202,8 +203,7 @@ def labelled_pairs(
     Raises:
         InvalidInputError: The feature set has no rows, or none of them has taps and label.
     """
-    chosen = {"feature_set": features.key, "taps": list(taps)}
-    has_taps = set(store.sql(_ROWS_WITH_TAPS, chosen)["row"].to_pylist())
+    has_taps = rows_with_taps(store, features, taps)
     lines = store.samples(feature_set=features.key).to_pylist()
     lines = [line for line in lines if line["row"] in has_taps]
     if not lines:
@@ -219,6 +219,12 @@ def labelled_pairs(
     for line in sorted(lines, key=lambda each: (each["row"], each["item"])):
         by_split.setdefault(line["split"], []).append(_pair(line))
     return labels, by_split
+
+
+def rows_with_taps(store: Store, features: FeatureSet, taps: Sequence[str]) -> set[int]:
+    """List the stored rows that have all of some taps."""
+    chosen = {"feature_set": features.key, "taps": list(taps)}
+    return set(store.sql(_ROWS_WITH_TAPS, chosen)["row"].to_pylist())
 
 
 def evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:
@@ -241,8 +247,9 @@ def _pair(line: Mapping[str, Any]) -> Pair:
     )
 
 
-def _plain(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
-    return tuple(pair for pair in pairs if pair.view == "plain")
+def plain_pairs(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    """Keep the pairs that are held out or measured: those of plain views."""
+    return tuple(pair for pair in pairs if pair.view == PLAIN)
 
 
 def _required(by_split: Mapping[str, Sequence[Pair]], split: str, kind: str) -> tuple[Pair, ...]:
@@ -264,14 +271,15 @@ def _hold_out(
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...], dict[str, Any]]:
     """Give the pairs to train on, those held out, and how the two were parted."""
     if split != VAL and by_split.get(VAL):
-        val = _plain(by_split[VAL])
+        val = plain_pairs(by_split[VAL])
         return train, val, {"how": "split", "split": VAL, "images": len(val)}
     if val_fraction == 0:
         return train, (), {"how": "none", "images": 0}
     if len({(pair.dataset, pair.path) for pair in train}) < 2:
         hint = "Use --val-fraction 0."
         raise invalid("split", split, "of at least two images, one to hold out", hint=hint)
-    sizes = Counter(pair.group for pair in train)
+    # Views that are stored or not must not change what is held out, so images are counted.
+    sizes = Counter({(pair.dataset, pair.item): pair.group for pair in train}.values())
     if len(sizes) > 1:
         chosen = _choose_groups(sizes, val_fraction, seed)
         is_held = [pair.group in chosen for pair in train]
@@ -282,7 +290,7 @@ def _hold_out(
         images = {path for block in blocks for path in block}
         is_held = [pair.path in images for pair in train]
         how = {"how": "blocks", "blocks": len(blocks), "of_groups": 1}
-    val = _plain(pair for pair, held in zip(train, is_held, strict=True) if held)
+    val = plain_pairs(pair for pair, held in zip(train, is_held, strict=True) if held)
     kept = tuple(pair for pair, held in zip(train, is_held, strict=True) if not held)
     return kept, val, {**how, "fraction": val_fraction, "seed": seed, "images": len(val)}
 

@@ -17,6 +17,7 @@ from featstore.registry import short_name
 from featstore.tail import TailSpec
 from featstore.types import ProgressCallback, TapShape
 from featstore.version import __version__
+from featstore.views import PLAIN
 from heads.base import HEADS, Head
 from heads.build import build_head
 from heads.labels import CLASS, LabelSource, open_stored_labels
@@ -24,10 +25,20 @@ from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors, shape_to_json
 from heads.options import split_options
 from heads.runs import PAIRS
-from heads.selection import TEST, TRAIN, VAL, Selection, labelled_pairs, pairs_from_table, select
+from heads.selection import (
+    TEST,
+    TRAIN,
+    VAL,
+    Pair,
+    Selection,
+    labelled_pairs,
+    pairs_from_table,
+    select,
+)
 from heads.tap_choice import choose_taps
 from heads.targets import TargetJob, Targets, prepare_targets
 from heads.tasks import TASKS, Task
+from heads.view_choice import choices_of, settle_views
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
@@ -111,7 +122,7 @@ class Setup:
     targets: Targets
     recipe: Recipe
     record: dict[str, Any]  # what run.json says of all this
-    left_out: dict[str, str]  # path to the reason why its label cannot be used
+    left_out: dict[str, str]  # path, and view, to the reason why its label cannot be used
     messages: tuple[str, ...]
 
 
@@ -149,12 +160,14 @@ def make_setup(
     kind = TASKS[task_name].label_kind_for(options["task"])
     _check_fits(head_name, task_name)
     selection, labels = _select(features, shapes, kind, request, resumed_path)
+    views, selection, told = settle_views(options["loop"]["views"], selection, features)
+    options["loop"]["views"] = views
     names = _class_names(selection, labels) if kind in ("classes", CLASS) else None
     options["task"] = TASKS[task_name].completed(options["task"], names)
     task = TASKS[task_name](**options["task"])
     head, tail = _make_head(head_name, task, shapes, features, options["head"])
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
-    messages = [*selection.messages, *_apply_norm(model, features, request.tap_norm, device)]
+    messages = [*selection.messages, *told, *_apply_norm(model, features, request.tap_norm, device)]
     pairs = (*selection.train, *selection.val)
     job = TargetJob(
         task=task_name,
@@ -169,7 +182,7 @@ def make_setup(
     task.fit_to(targets)
     if task.criterion is not None:
         task.criterion.to(device)
-    paths = {pair.key: pair.path for pair in pairs}
+    names_of = {pair.key: _shown_name(pair) for pair in pairs}
     selection = _without_bad_labels(selection, targets)
     recipe = _recipe(request, model, selection, LoopOptions(**options["loop"]))
     record = {
@@ -194,7 +207,7 @@ def make_setup(
         targets=targets,
         recipe=recipe,
         record=record,
-        left_out={paths[key]: reason for key, reason in sorted(targets.left_out.items())},
+        left_out={names_of[key]: reason for key, reason in sorted(targets.left_out.items())},
         messages=tuple(messages),
     )
 
@@ -307,14 +320,18 @@ def _without_bad_labels(selection: Selection, targets: Targets) -> Selection:
     return kept
 
 
+def _shown_name(pair: Pair) -> str:
+    return pair.path if pair.view == PLAIN else f"{pair.path} ({pair.view})"
+
+
 def _recipe(request: Request, model: Model, selection: Selection, loop: LoopOptions) -> Recipe:
     settings = model.task.settings
     default_lr = model.head.LR or settings.lr
-    n_rows = len({pair.row for pair in selection.train})
-    batch_size = min(request.batch_size or settings.batch_size, n_rows)
+    n_shown = len(choices_of(selection.train, loop.views))  # in an epoch
+    batch_size = min(request.batch_size or settings.batch_size, n_shown)
     steps = request.steps or settings.steps
     if request.epochs is not None:
-        steps = request.epochs * max(1, n_rows // batch_size)
+        steps = request.epochs * max(1, n_shown // batch_size)
     return Recipe(
         steps=steps,
         batch_size=batch_size,
@@ -368,7 +385,10 @@ def _counted(
         "training": {"optimizer": "adamw", **recipe.to_json()},
         "validation": dict(selection.validation),
         "labels": {"kind": labels.kind, "data": labels.spec},
-        "images": {name: len(pairs) for name, pairs in selection.parts().items()},
+        "images": {
+            name: len({(pair.dataset, pair.item) for pair in pairs})
+            for name, pairs in selection.parts().items()
+        },
     }
 
 

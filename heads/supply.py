@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from featstore.errors import BadImageError, InvalidInputError
-from heads.evaluate import labelled, predict_rows
+from heads.evaluate import labelled
 from heads.feed import Feed, Rows
 from heads.loop import Batch
+from heads.predictions import predict_rows
 from heads.selection import Pair, evenly
 from heads.setup import Setup
 from heads.targets import checked_label
+from heads.view_choice import choices_of, rows_of_epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,20 +53,20 @@ class Pass:
         self._pairs_by_row: dict[int, list[Pair]] = {}
         for pair in first.selection.train:
             self._pairs_by_row.setdefault(pair.row, []).append(pair)
-        self._rows = sorted(self._pairs_by_row)
+        self._choices = choices_of(first.selection.train, first.recipe.loop.views)
         self._held_out = held_out_pairs(first)
         self.feed = Feed(
             first.features,
             list(dict.fromkeys(name for setup in setups for name in setup.model.array_names)),
             first.model.device,
             cache=cache,
-            kept_rows=[*self._rows, *(pair.row for pair in self._held_out)],
+            kept_rows=[*sorted(self._pairs_by_row), *(pair.row for pair in self._held_out)],
         )
 
     @property
     def batches_per_epoch(self) -> int:
         """Whole batches in an epoch."""
-        return len(self._rows) // self._recipe.batch_size
+        return len(self._choices) // self._recipe.batch_size
 
     def rest_of_epoch(self, step: int) -> Iterator[Shared]:
         """Give what follows after `step` steps, to the end of that epoch.
@@ -72,10 +74,11 @@ class Pass:
         A row with several items (equal images) shows them in turn, one an epoch.
         """
         epoch, start = divmod(step, self.batches_per_epoch)
+        seed = self._recipe.seed
         batches = self.feed.shuffled(
-            self._rows,
+            rows_of_epoch(self._choices, seed=seed, epoch=epoch),
             batch_size=self._recipe.batch_size,
-            seed=self._recipe.seed,
+            seed=seed,
             epoch=epoch,
             start=start,
         )
@@ -99,6 +102,7 @@ def pass_key(setup: Setup) -> tuple[object, ...]:
         setup.features.key,
         setup.recipe.batch_size,
         setup.recipe.seed,
+        setup.recipe.loop.views,
         tuple(pair.key for pair in setup.selection.train),
         tuple(pair.key for pair in held_out_pairs(setup)),
     )

@@ -169,10 +169,12 @@ class FakeSource:
         data = reader.read_image(item)
         assert image_key(data) == line["image_key"]
         pixels = decode(data)
-        height, width = pixels.shape[:2]
-        cells = pixels[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
+        x0, y0, x1, y1 = (int(line[f"box_{name}"]) for name in ("x0", "y0", "x1", "y1"))
+        shown = pixels[y0:y1, x0:x1]
+        height, width = shown.shape[:2]
+        cells = shown[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
         cells = cells.reshape(4, height // 4, 4, width // 4, 3).mean(axis=(1, 3)) / 50
-        if line["view"] == "hflip":
+        if line["is_flipped"]:
             cells = cells[:, ::-1]
         return Loaded(value=cells.reshape(16, 3), pixel_hash=pixel_hash(pixels))
 

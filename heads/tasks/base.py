@@ -49,9 +49,8 @@ class Task(ABC):
     is_lower_better: ClassVar[bool]
     is_measured_in_training: ClassVar[bool] = True  # whether its metric is quick enough for curves
     unit: ClassVar[str | None] = None  # of a map of numbers, which is drawn with a scale bar
-    stage: ClassVar[str] = (
-        "dense"  # how a head ends that can do so in several ways: see heads.stages
-    )
+    predicts_logs: ClassVar[bool] = False  # log-probabilities; their exponents are averaged
+    stage: ClassVar[str] = "dense"  # how a head ends that can do so in several ways: heads.stages
     meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
     n_outputs: int
     settings: TaskSettings
@@ -99,7 +98,8 @@ class Task(ABC):
         Args:
             values_hw: (source_h, source_w), physical values.
             valid_hw: (source_h, source_w), bool.
-            placement: How the image was drawn into the input.
+            placement: How the image was drawn into the input. Where `is_flipped`, left and right
+                are exchanged: a task whose targets name sides exchanges these too.
             output_hw: What the head gives.
 
         Returns:
@@ -126,6 +126,14 @@ class Task(ABC):
     @abstractmethod
     def predict(self, output: Tensor) -> Tensor:
         """Turn a head's output into what is measured, (batch, channels, Ho, Wo)."""
+
+    def average(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Average what `predict` gave for several views of one image, in one frame."""
+        if self.predicts_logs:
+            log_sum: np.ndarray = np.logaddexp.reduce(np.stack(predictions), axis=0)
+            return log_sum - np.log(np.float32(len(predictions)))
+        mean: np.ndarray = np.mean(predictions, axis=0)
+        return mean
 
     @abstractmethod
     def at_source(self, prediction_chw: np.ndarray, placement: Placement) -> np.ndarray:

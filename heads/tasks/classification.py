@@ -47,6 +47,7 @@ class ClassificationTask(Task):
     meaning = "log-probability of each class"
     primary_metric = "top1"
     is_lower_better = False
+    predicts_logs = True
 
     def __init__(self, **options: Any) -> None:
         self.options = ClassificationOptions(**options)

@@ -59,6 +59,7 @@ class SegmentationTask(Task):
     meaning = "log-probability of each class"
     primary_metric = "miou@native"
     is_lower_better = False
+    predicts_logs = True
 
     def __init__(self, **options: Any) -> None:
         self.options = SegmentationOptions(**options)

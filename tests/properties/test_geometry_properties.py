@@ -1,16 +1,19 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from featstore.geometry import (
+    mirrored,
     place,
     resize_masked,
     sample_nearest,
     to_input,
     to_source,
     to_source_map,
+    unflip,
 )
 from featstore.types import Placement
 
@@ -103,21 +106,50 @@ def test_pad_never_changes_the_scale_of_an_image_that_fits(source, target):
 
 
 @given(placements(SMALL), SMALL, st.integers(0, 99))
-def test_a_flip_mirrors_what_a_plain_view_shows(placement, output_hw, seed):
+def test_a_flip_shows_exactly_the_mirror_image(placement, output_hw, seed):
     values = np.random.default_rng(seed).integers(0, 100, placement.source_hw)
-    x0, y0, x1, y1 = placement.dst
-    mirrored = Placement(
-        source_hw=placement.source_hw,
-        input_hw=placement.input_hw,
-        box=placement.box,
-        dst=(placement.input_hw[1] - x1, y0, placement.input_hw[1] - x0, y1),
-        is_flipped=not placement.is_flipped,
-    )
     valid = values > 20
-    means, has_mean = resize_masked(values, valid, placement, output_hw)
-    means_mirrored, has_mean_mirrored = resize_masked(values, valid, mirrored, output_hw)
-    np.testing.assert_array_equal(has_mean, has_mean_mirrored[:, ::-1])
-    np.testing.assert_allclose(means, means_mirrored[:, ::-1], rtol=1e-4, atol=1e-4)
+    other = mirrored(placement)
+    assert mirrored(other) == placement
+    if placement.dst[0] + placement.dst[2] == placement.input_hw[1]:
+        assert other == replace(placement, is_flipped=not placement.is_flipped)
+    for show in (
+        lambda where: sample_nearest(values, where, output_hw),
+        lambda where: resize_masked(values, valid, where, output_hw),
+    ):
+        for one, flipped in zip(show(placement), show(other), strict=True):
+            np.testing.assert_array_equal(one, flipped[:, ::-1])
+
+
+@given(placements(SMALL), SMALL, st.integers(0, 99))
+def test_an_unflipped_prediction_lies_where_the_plain_one_does(placement, output_hw, seed):
+    flipped, plain = (replace(placement, is_flipped=flag) for flag in (True, False))
+    output = np.random.default_rng(seed).random((2, *output_hw))
+    found, covered = to_source_map(unflip(output, flipped), plain)
+    expected, also_covered = to_source_map(output, flipped)
+    np.testing.assert_array_equal(covered, also_covered)
+    if mirrored(flipped).dst == plain.dst:
+        np.testing.assert_array_equal(unflip(output, flipped), output[..., ::-1])
+        np.testing.assert_array_equal(found, expected)
+
+
+@given(st.integers(8, 40), st.integers(0, 1))
+def test_a_prediction_is_unflipped_over_odd_padding_too(width, side):
+    """A ramp shows a shift of one pixel, which mirroring the frame alone would leave."""
+    n_shown = width - 3
+    start = 1 + side
+    flipped = Placement(
+        source_hw=(4, n_shown),
+        input_hw=(4, width),
+        box=(0.0, 0.0, float(n_shown), 4.0),
+        dst=(start, 0, start + n_shown, 4),
+        is_flipped=True,
+    )
+    ramp = np.arange(n_shown, dtype=np.float64)
+    output = np.zeros((1, 4, width))
+    output[..., start : start + n_shown] = ramp[::-1]  # what the flipped input would give
+    found, _ = to_source_map(unflip(output, flipped), replace(flipped, is_flipped=False))
+    np.testing.assert_allclose(found[0], np.broadcast_to(ramp, (4, n_shown)), atol=1e-9)
 
 
 @given(placements(SMALL), SMALL, st.integers(0, 99), st.sampled_from([np.nan, np.inf, 1e6]))

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from featstore.errors import StorageError
+from featstore.plan import RunOptions
 from featstore.store import create_folder, open_folder
 from featstore.version import __version__
 from tests.fakes import SHAPES, FakeReader, content, fake_extract, fake_plan
@@ -22,12 +23,13 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.fakes"])
 
 
-def _extract(path):
-    fake_extract(path, [FakeReader(N_IMAGES, bad=[7])], delay_s=DELAY_S)
+def _extract(path, views=()):
+    options = RunOptions(views=views, n_threads=2)
+    fake_extract(path, [FakeReader(N_IMAGES, bad=[7])], delay_s=DELAY_S, options=options)
 
 
-def _start(path):
-    process = CONTEXT.Process(target=_extract, args=(path,))
+def _start(path, views=()):
+    process = CONTEXT.Process(target=_extract, args=(path, views))
     process.start()
     return process
 
@@ -46,9 +48,9 @@ def undisturbed(tmp_path_factory):
     return content(path)
 
 
-def _kill(process, path, moments, n_files):
+def _kill(process, path, moments, n_files, n_before=0):
     """Kill at a random moment, told by what lies on the disk: a clock is no measure when busy."""
-    n_wanted = moments.randrange(n_files)
+    n_wanted = n_before + moments.randrange(n_files)
     while process.is_alive() and sum(file.is_file() for file in path.rglob("*")) < n_wanted:
         time.sleep(0.001)
     time.sleep(moments.uniform(0, 2 * DELAY_S))
@@ -89,6 +91,30 @@ def test_killed_again_and_again_the_same_store_still_ends_the_same(tmp_path, und
         _kill(process, path, moments, len(expected))
     fake_extract(path, [FakeReader(N_IMAGES, bad=[7])])
     assert content(path) == expected
+
+
+def test_killed_while_views_are_added_the_store_ends_the_same(tmp_path, undisturbed):
+    views = ("hflip", "crops:1")
+    plain, whole = tmp_path / "plain.zarr", tmp_path / "whole.zarr"
+    _extract(plain)
+    shutil.copytree(plain, whole)
+    _extract(whole, views)
+    expected = content(whole)
+    assert expected.keys() > undisturbed.keys()
+    moments = random.Random(2)
+    n_kills = 0
+    for attempt in range(5):
+        path = tmp_path / f"{attempt}.zarr"
+        shutil.copytree(plain, path)
+        n_plain = sum(file.is_file() for file in path.rglob("*"))
+        process = _start(path, views)
+        n_kills += _kill(process, path, moments, len(expected) - n_plain, n_plain)
+        committed = _committed(path)
+        _extract(path, views)
+        for file, data in committed.items():
+            assert file.read_bytes() == data, "a committed ledger changed"
+        assert content(path) == expected
+    assert n_kills >= 3, "the kills came too late to prove anything"
 
 
 @pytest.fixture

@@ -160,6 +160,21 @@ def test_mirrored_views_are_learned_from_but_never_measured_or_held_out():
     assert not {pair.item for pair in found.val} & {pair.item for pair in found.train}
 
 
+def test_views_of_some_images_do_not_change_what_is_held_out():
+    plain = [line(number, group_id=f"scene{number // 4}") for number in range(40)]
+    more = [
+        {**one, "row": 100 + 9 * one["row"] + n, "view": f"crop:0:{n}"}
+        for one in plain[:12]
+        for n in range(9)
+    ]
+    for seed in range(10):
+        without, found = (
+            choose(lines, seed=seed, val_fraction=0.2) for lines in (plain, plain + more)
+        )
+        assert found.val == without.val
+        assert found.validation == without.validation
+
+
 def test_only_items_with_a_label_are_taken():
     lines = [line(number) for number in range(10)]
     labelled = {("set", f"item{number:04d}") for number in range(0, 10, 2)}

@@ -1,0 +1,97 @@
+"""Predictions on stored rows: of a row alone, or averaged with those of its mirror image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from featstore.commands import extract_command
+from featstore.errors import NotFoundError
+from featstore.geometry import unflip
+from featstore.views import HFLIP, PLAIN
+from heads.feed import Feed
+from heads.model import Model
+from heads.selection import Pair, rows_with_taps
+
+if TYPE_CHECKING:
+    from featstore.api import FeatureSet
+
+Predict = Callable[[Model, Feed, Sequence[int]], np.ndarray]
+"""Gives (rows, channels, Ho, Wo) float32, what the task's `predict` gives, for stored rows."""
+
+_MIRROR_IMAGES = """
+select distinct one."row" as "row", other."row" as mirrored
+from samples as one
+inner join samples as other using (feature_set, image_key, crop)
+where feature_set = $feature_set and one."view" = $plain and other."view" = $hflip
+order by all
+"""
+
+
+@torch.inference_mode()
+def predict_rows(model: Model, feed: Feed, rows: Sequence[int]) -> np.ndarray:
+    """Predict rows: (rows, channels, Ho, Wo) float32, physical values in the input frame."""
+    was_training = model.head.training
+    model.head.eval()
+    placements = feed.placements(rows)
+    tensors = feed.tensors(rows, model.array_names)
+    inputs = model.tokens(tensors, [placements[row] for row in rows])
+    output = model.task.predict(model.head(inputs))
+    model.head.train(was_training)
+    return output.float().cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlipAverage:
+    """Predicts rows and their mirror images, turns the latter back, and averages the two."""
+
+    mirror_images: Mapping[int, int]  # plain row -> flipped row
+
+    def __call__(self, model: Model, feed: Feed, rows: Sequence[int]) -> np.ndarray:
+        """Predict plain rows; see `Predict`."""
+        others = [self.mirror_images[row] for row in rows]
+        placements = feed.placements(others)
+        plain = predict_rows(model, feed, rows)
+        flipped = predict_rows(model, feed, others)
+        # Pixels are turned back here. A task with a channel for each side (left and right
+        # keypoints) must exchange these channels too, here and, for targets, in its `prepare`.
+        averaged = [
+            model.task.average([one, unflip(other, placements[row])])
+            for one, other, row in zip(plain, flipped, others, strict=True)
+        ]
+        return np.stack(averaged)
+
+
+def flip_average(features: FeatureSet, pairs: Sequence[Pair], taps: Sequence[str]) -> FlipAverage:
+    """Find the mirror images of some plain rows.
+
+    Args:
+        features: Feature set.
+        pairs: What shall be predicted.
+        taps: That a row must have, all of them.
+
+    Raises:
+        NotFoundError: One of them has none; the message says how to add them.
+    """
+    chosen = {"feature_set": features.key, "plain": PLAIN, "hflip": HFLIP}
+    has_taps = rows_with_taps(features.store, features, taps)
+    found = {
+        line["row"]: line["mirrored"]
+        for line in features.store.sql(_MIRROR_IMAGES, chosen).to_pylist()
+        if line["mirrored"] in has_taps
+    }
+    lacking = [pair.path for pair in pairs if pair.row not in found]
+    if lacking:
+        hint = "Measure without --tta."
+        if not features.is_foreign:
+            command = extract_command(features.folder, taps=taps, views=[HFLIP])
+            hint = f"Add them: `{command}`."
+        raise NotFoundError(
+            f"{len(lacking)} of {len(pairs)} images have no stored mirror image (view hflip) with "
+            f"{', '.join(taps)}, such as {lacking[0]}. {hint}"
+        )
+    return FlipAverage(mirror_images=found)
