@@ -269,7 +269,7 @@ def model_from_record(record: Mapping[str, Any]) -> Model:
     task = build_task(record["task"], record["options"]["task"])
     shapes = {shape["tap"]: shape_from_json(shape) for shape in record["tap_shapes"]}
     # Runs of before a head could read a tap twice have no `head_taps`.
-    taps = tuple(shapes[name] for name in record.get("head_taps", record["taps"]))
+    taps = tuple(shapes[name] for name in record.get("head_taps", shapes))
     tail = record.get("tail")
     head = build_head(
         record["head"],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
@@ -16,14 +14,14 @@ from featstore.errors import InvalidInputError, invalid
 from featstore.registry import short_name
 from featstore.tail import TailSpec
 from featstore.types import ProgressCallback, TapShape
-from featstore.version import __version__
 from featstore.views import PLAIN
 from heads.base import HEADS, Head
 from heads.build import build_head
 from heads.labels import CLASS, LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
-from heads.model import Model, norm_tensors, shape_to_json
+from heads.model import Model, norm_tensors
 from heads.options import split_options
+from heads.record import versions, what_is_read, what_is_trained
 from heads.runs import PAIRS
 from heads.selection import (
     TEST,
@@ -188,10 +186,10 @@ def make_setup(
     record = {
         "head": head_name,
         "task": task_name,
-        **_chosen(store, features, model),
+        **what_is_read(store, features, model),
         "named_taps": list(chosen.named),
         "tail": None if tail is None else tail.to_json(),
-        **_counted(selection, labels, recipe, head),
+        **what_is_trained(selection, labels, recipe, head),
         "tap_norm": request.tap_norm,
         "options": {**options, "train": _train_options(request, recipe)},
         "device": str(device),
@@ -355,48 +353,4 @@ def _train_options(request: Request, recipe: Recipe) -> dict[str, Any]:
         "split": request.split,
         "val_fraction": request.val_fraction,
         "tap_norm": request.tap_norm,
-    }
-
-
-def _chosen(store: Store, features: FeatureSet, model: Model) -> dict[str, Any]:
-    plan = features.plan
-    return {
-        "store": str(store.path.resolve()),
-        "feature_sets": [features.key],
-        "feature_set_names": [features.name],
-        "plan": None if plan is None else plan.to_json(),
-        "backbone": features.backbone,
-        "weights_sha256": None if plan is None else plan.weights_sha256,
-        "taps": list(model.tap_names),
-        "head_taps": [shape.tap for shape in model.taps],
-        "tap_shapes": [shape_to_json(shape) for shape in dict.fromkeys(model.taps)],
-        "normed_taps": list(model.normed_taps),
-    }
-
-
-def _counted(
-    selection: Selection, labels: LabelSource, recipe: Recipe, head: Head
-) -> dict[str, Any]:
-    return {
-        "parameters": head.n_parameters(),
-        "dead_parameters": head.dead_parameters(),
-        "output_hw": list(head.output_hw),
-        "seed": recipe.seed,
-        "training": {"optimizer": "adamw", **recipe.to_json()},
-        "validation": dict(selection.validation),
-        "labels": {"kind": labels.kind, "data": labels.spec},
-        "images": {
-            name: len({(pair.dataset, pair.item) for pair in pairs})
-            for name, pairs in selection.parts().items()
-        },
-    }
-
-
-def versions() -> dict[str, str]:
-    """Give the versions of the libraries that decide numbers."""
-    return {
-        "featstore": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
     }

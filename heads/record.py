@@ -1,0 +1,65 @@
+"""Parts of ``run.json``: what a run reads, what it trains, and with which libraries."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from featstore.version import __version__
+from heads.base import Head
+from heads.labels import LabelSource
+from heads.loop import Recipe
+from heads.model import Model, shape_to_json
+from heads.selection import Selection
+
+if TYPE_CHECKING:
+    from featstore.api import FeatureSet, Store
+
+
+def what_is_read(store: Store, features: FeatureSet, model: Model) -> dict[str, Any]:
+    """Tell the features and taps that a run reads."""
+    plan = features.plan
+    return {
+        "store": str(store.path.resolve()),
+        "feature_sets": [features.key],
+        "feature_set_names": [features.name],
+        "plan": None if plan is None else plan.to_json(),
+        "backbone": features.backbone,
+        "weights_sha256": None if plan is None else plan.weights_sha256,
+        "taps": list(model.tap_names),
+        "head_taps": [shape.tap for shape in model.taps],
+        "tap_shapes": [shape_to_json(shape) for shape in dict.fromkeys(model.taps)],
+        "normed_taps": list(model.normed_taps),
+    }
+
+
+def what_is_trained(
+    selection: Selection, labels: LabelSource, recipe: Recipe, head: Head
+) -> dict[str, Any]:
+    """Tell a run's sizes, recipe and images."""
+    return {
+        "parameters": head.n_parameters(),
+        "dead_parameters": head.dead_parameters(),
+        "output_hw": list(head.output_hw),
+        "seed": recipe.seed,
+        "training": {"optimizer": "adamw", **recipe.to_json()},
+        "validation": dict(selection.validation),
+        "labels": {"kind": labels.kind, "data": labels.spec},
+        "images": {
+            name: len({(pair.dataset, pair.item) for pair in pairs})
+            for name, pairs in selection.parts().items()
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of the libraries that decide numbers."""
+    return {
+        "featstore": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
