@@ -1,6 +1,10 @@
+import ast
 import contextlib
 import io
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -330,3 +334,24 @@ def test_a_label_that_is_no_map_is_refused(encoding, data, message):
 def test_an_unknown_label_encoding_is_refused():
     with pytest.raises(InvalidInputError, match="png or npy"):
         decode_label(Label(kind="depth", encoding="exr", data=b""))
+
+
+def test_one_thread_at_a_time_parses_the_header_of_an_npy(monkeypatch):
+    sink = io.BytesIO()
+    np.save(sink, np.zeros((2, 3), np.float32))
+    label = Label(kind="depth", encoding="npy", data=sink.getvalue())
+    literal_eval, parsing, found = ast.literal_eval, threading.Lock(), []
+
+    def slow(text):
+        found.append(parsing.acquire(blocking=False))
+        time.sleep(0.002)
+        try:
+            return literal_eval(text)
+        finally:
+            if found[-1]:
+                parsing.release()
+
+    monkeypatch.setattr(ast, "literal_eval", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode_label, [label] * 12))
+    assert found == [True] * 12
