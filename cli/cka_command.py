@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.common import json_option, print_json, resumable, store_option
+from cli.learning_options import compared_taps_option
 from cli.progress import ProgressLine
 from cli.tables import count, table
 
@@ -19,13 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("feature_set", required=False, metavar="[FEATURE_SET]")
-@click.option(
-    "--tap",
-    "taps",
-    multiple=True,
-    metavar="TAP",
-    help="Compare this dense tap; repeatable. [default: all that are stored]",
-)
+@compared_taps_option
 @click.option(
     "--samples",
     type=click.Choice(["images", "tokens"]),

@@ -143,6 +143,12 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def say_left_out(reasons: Mapping[str, str]) -> None:
+    """Name the first images that were left out, each with its reason."""
+    for path, reason in list(reasons.items())[:MAX_LISTED]:
+        say(f"Left out {path}: {reason}")
+
+
 def print_json(value: Any) -> None:
     """Print exactly one JSON object."""
     click.echo(json.dumps(plain(value), indent=2, allow_nan=False))

@@ -16,6 +16,7 @@ from cli.common import (
     say,
     store_option,
 )
+from cli.learning_options import queries_option
 
 
 @click.command()
@@ -28,13 +29,7 @@ from cli.common import (
     show_default=True,
     help="torch: a torch.export program (.pt2); onnx needs the extra `export`.",
 )
-@click.option(
-    "--queries",
-    type=click.IntRange(2),
-    default=None,
-    metavar="N",
-    help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
-)
+@queries_option
 @click.option(
     "--out",
     "out_path",

@@ -13,7 +13,6 @@ import click
 from cli.common import (
     FAILED,
     LEFT_OUT,
-    MAX_LISTED,
     device_option,
     is_said,
     json_option,
@@ -22,9 +21,24 @@ from cli.common import (
     resumable,
     runs_option,
     say,
+    say_left_out,
     store_option,
 )
-from cli.params import KeyValue
+from cli.learning_options import (
+    backbone_option,
+    batch_size_option,
+    cache_option,
+    compared_taps_option,
+    data_option,
+    feature_set_option,
+    lr_option,
+    seed_option,
+    set_option,
+    split_option,
+    steps_option,
+    tap_norm_option,
+    val_fraction_option,
+)
 from cli.progress import ProgressLine
 from cli.tables import interval, table
 
@@ -62,66 +76,19 @@ _COLUMNS = (
     metavar="HEAD",
     help="Which head. [default: linear, and linear_pool for classification]",
 )
-@click.option(
-    "--feature-set",
-    default=None,
-    metavar="KEY|NAME",
-    help="Which features, where the store has several: a key, the start of one, or a name.",
-)
-@click.option(
-    "--backbone", default=None, metavar="NAME", help="Choose the feature set by its backbone."
-)
-@click.option(
-    "--tap",
-    "taps",
-    multiple=True,
-    metavar="TAP",
-    help="Compare this dense tap; repeatable. [default: all that are stored]",
-)
-@click.option(
-    "--tap-norm",
-    type=click.Choice(["final", "none"]),
-    default="final",
-    show_default=True,
-    help="Apply the backbone's final norm to raw block outputs, or nothing.",
-)
-@click.option("--split", default="train", show_default=True, help="Split to learn from.")
-@click.option(
-    "--val-fraction",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Part of it that is held out, whole groups at a time, to choose the best.",
-)
-@click.option("--steps", type=click.IntRange(1), default=None, help="Optimizer steps.")
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Images a step.")
-@click.option(
-    "--lr",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    help="Learning rate; by default the head's own, else the task's.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
-@click.option(
-    "--data",
-    default=None,
-    metavar="[NAME=]FORMAT:PATH",
-    help="Take labels from here, joined to stored rows by the image.",
-)
-@click.option(
-    "--set",
-    "settings",
-    type=KeyValue(),
-    multiple=True,
-    help="An option of the head, the tasks or the training loop; repeatable.",
-)
-@click.option(
-    "--cache",
-    type=click.Choice(["auto", "ram", "gpu", "none"]),
-    default="auto",
-    show_default=True,
-    help="Where activations stay once they were read; auto takes what fits.",
-)
+@feature_set_option
+@backbone_option
+@compared_taps_option
+@tap_norm_option
+@split_option
+@val_fraction_option("to choose the best")
+@steps_option
+@batch_size_option
+@lr_option
+@seed_option
+@data_option
+@set_option("the head, the tasks or the training loop")
+@cache_option
 @click.option(
     "--format",
     "style",
@@ -217,8 +184,7 @@ def _tell(found: LayerMap) -> None:
     """Say what does not stand in the table, and leave with the code that fits."""
     for note in found.notes:
         say(note)
-    for path, reason in list(found.left_out.items())[:MAX_LISTED]:
-        say(f"Left out {path}: {reason}")
+    say_left_out(found.left_out)
     failed = [cell for cell in found.cells if cell.error is not None]
     for cell in failed:
         say(f"{cell.task} on {cell.tap}: {cell.error}")

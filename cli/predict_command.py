@@ -9,7 +9,6 @@ import click
 
 from cli.common import (
     LEFT_OUT,
-    MAX_LISTED,
     chosen_store,
     device_option,
     json_option,
@@ -18,6 +17,7 @@ from cli.common import (
     resumable,
     runs_option,
     say,
+    say_left_out,
     store_option,
 )
 from cli.progress import ProgressLine
@@ -100,8 +100,7 @@ def predict(
             batch_size=batch_size,
             progress=progress,
         )
-    for path, reason in list(report.bad.items())[:MAX_LISTED]:
-        say(f"Left out {path}: {reason}")
+    say_left_out(report.bad)
     if as_json:
         print_json(report.to_json())
     else:

@@ -10,7 +10,6 @@ import click
 
 from cli.common import (
     LEFT_OUT,
-    MAX_LISTED,
     chosen_store,
     device_option,
     json_option,
@@ -18,9 +17,10 @@ from cli.common import (
     print_json,
     resumable,
     runs_option,
-    say,
+    say_left_out,
     store_option,
 )
+from cli.learning_options import queries_option
 from cli.progress import ProgressLine
 from cli.tables import count, interval, metrics, table
 
@@ -40,13 +40,7 @@ run_argument = click.argument("run", metavar="RUN")
     metavar="[NAME=]FORMAT:PATH",
     help="Take labels from here, joined to stored rows by the image.",
 )
-@click.option(
-    "--queries",
-    type=click.IntRange(2),
-    default=None,
-    metavar="N",
-    help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
-)
+@queries_option
 @click.option(
     "--against",
     "baseline",
@@ -101,8 +95,7 @@ def evaluate(
     with resumable("Nothing was changed."), ProgressLine() as progress:
         place: dict[str, Any] = {"store": store, "runs": runs_path, "progress": progress}
         report = _measure(run, baseline, {**place, **options})
-    for path, reason in list(report.left_out.items())[:MAX_LISTED]:
-        say(f"Left out {path}: {reason}")
+    say_left_out(report.left_out)
     if as_json:
         print_json(report.to_json())
     else:

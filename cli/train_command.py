@@ -11,7 +11,6 @@ import click
 from cli.common import (
     FAILED,
     LEFT_OUT,
-    MAX_LISTED,
     device_option,
     is_said,
     json_option,
@@ -20,9 +19,24 @@ from cli.common import (
     resumable,
     runs_option,
     say,
+    say_left_out,
     store_option,
 )
-from cli.params import KeyValue, KeyValues
+from cli.learning_options import (
+    backbone_option,
+    batch_size_option,
+    cache_option,
+    data_option,
+    feature_set_option,
+    lr_option,
+    seed_option,
+    set_option,
+    split_option,
+    steps_option,
+    tap_norm_option,
+    val_fraction_option,
+)
+from cli.params import KeyValues
 from cli.presets_command import complete_preset
 from cli.progress import ProgressLine
 from cli.tables import count, duration, facts, interval, metrics, table
@@ -44,15 +58,8 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
 )
 @click.option("--task", default=None, metavar="TASK", help="What to learn, such as depth.")
 @click.option("--head", default="deap", show_default=True, metavar="HEAD", help="Which head.")
-@click.option(
-    "--feature-set",
-    default=None,
-    metavar="KEY|NAME",
-    help="Which features, where the store has several: a key, the start of one, or a name.",
-)
-@click.option(
-    "--backbone", default=None, metavar="NAME", help="Choose the feature set by its backbone."
-)
+@feature_set_option
+@backbone_option
 @click.option(
     "--tap",
     "taps",
@@ -60,52 +67,24 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
     metavar="TAP",
     help="What the head reads; repeatable. [default: the head's choice]",
 )
-@click.option(
-    "--tap-norm",
-    type=click.Choice(["final", "none"]),
-    default="final",
-    show_default=True,
-    help="Apply the backbone's final norm to raw block outputs, or nothing.",
-)
-@click.option("--split", default="train", show_default=True, help="Split to learn from.")
-@click.option(
-    "--val-fraction",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Part of it that is held out, whole groups at a time, to stop early.",
-)
-@click.option("--steps", type=click.IntRange(1), default=None, help="Optimizer steps.")
+@tap_norm_option
+@split_option
+@val_fraction_option("to stop early")
+@steps_option
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Passes instead of steps.")
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Images a step.")
-@click.option(
-    "--lr",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    help="Learning rate; by default the head's own, else the task's.",
-)
+@batch_size_option
+@lr_option
 @click.option(
     "--weight-decay",
     type=click.FloatRange(0),
     default=None,
     help="Of AdamW; by default the task's.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@seed_option
 @device_option
 @click.option("--resume", default=None, metavar="RUN", help="Go on with an interrupted run.")
-@click.option(
-    "--data",
-    default=None,
-    metavar="[NAME=]FORMAT:PATH",
-    help="Take labels from here, joined to stored rows by the image.",
-)
-@click.option(
-    "--set",
-    "settings",
-    type=KeyValue(),
-    multiple=True,
-    help="An option of the head, the task or the training loop; repeatable.",
-)
+@data_option
+@set_option("the head, the task or the training loop")
 @click.option(
     "--sweep",
     type=KeyValues(),
@@ -113,13 +92,7 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
     help="Train one head for each value, side by side; repeatable, for every combination. Takes "
     "what --set takes, and lr, tap, head, seed and the like.",
 )
-@click.option(
-    "--cache",
-    type=click.Choice(["auto", "ram", "gpu", "none"]),
-    default="auto",
-    show_default=True,
-    help="Where activations stay once they were read; auto takes what fits.",
-)
+@cache_option
 @store_option
 @runs_option
 @json_option
@@ -153,8 +126,7 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
 
     with resumable(RESUME), ProgressLine() as progress:
         report = run_training(store_path, progress=progress, **place, **options)
-    for path, reason in list(report.left_out.items())[:MAX_LISTED]:
-        say(f"Left out {path}: {reason}")
+    say_left_out(report.left_out)
     if as_json:
         print_json(report.to_json())
     else:
