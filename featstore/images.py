@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import io
 import struct
-import threading
 import zlib
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from featstore.errors import BadImageError, invalid
+from featstore.npy import load_npy, npy_shape
 from featstore.types import Label, Placement
-
-# numpy reads .npy headers with `ast`, and two threads that parse at once now and then end in
-# "SystemError: AST constructor recursion depth mismatch" (seen on CPython 3.11.7).
-_PARSING = threading.Lock()
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused; the number is Pillow's guard against decompression bombs."""
@@ -193,12 +189,8 @@ def _over_white(values: np.ndarray) -> np.ndarray:
 
 def _npy_shape(data: bytes) -> tuple[int, ...]:
     """Read and check the shape in the header of .npy bytes that hold an image."""
-    file = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(file)
-        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        with _PARSING:
-            shape = tuple(read[version[0]](file)[0])
+        shape = npy_shape(io.BytesIO(data))
     except (ValueError, KeyError, EOFError, SyntaxError) as error:
         raise BadImageError(f"The .npy header does not parse ({error}).") from error
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
@@ -209,8 +201,7 @@ def _npy_shape(data: bytes) -> tuple[int, ...]:
 
 def _load_npy(data: bytes) -> np.ndarray:
     try:
-        with _PARSING:
-            return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+        return np.asarray(load_npy(io.BytesIO(data)))
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise BadImageError(f"The .npy array does not load ({error}).") from error
 

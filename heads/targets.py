@@ -22,6 +22,7 @@ from featstore.errors import InvalidInputError
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors, write_json
 from featstore.hashing import short_key
 from featstore.images import decode_label
+from featstore.npy import load_npy
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
 from heads.box_labels import BOXES, box_table
 from heads.labels import CLASS, LabelSource
@@ -145,7 +146,7 @@ def _open(path: Path) -> Targets | None:
 
 
 def _open_array(path: Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
-    array: np.ndarray = np.load(path / f"{name}.npy", mmap_mode="r")
+    array = load_npy(path / f"{name}.npy", mmap_mode="r")
     if _checksum(array) != entry["crc32"] or list(array.shape) != entry["shape"]:
         raise ValueError(f"{name} is damaged")
     return array

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.errors import BadImageError, InvalidInputError, NotFoundError, not_found
+from featstore.npy import load_npy
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +102,7 @@ class ArrayFile:
     def _open(self) -> np.ndarray | torch.Tensor:
         """Open the array without reading it; a mapping costs little, so none is kept."""
         if self.path.suffix.lower() == ".npy":
-            mapped: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            return mapped
+            return load_npy(self.path, mmap_mode="r")
         return self._open_torch()
 
     def _open_torch(self) -> torch.Tensor:

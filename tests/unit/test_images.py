@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from cli.forward import _drawn
+from featstore.datasets.arrays import ArrayFile
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.geometry import place
 from featstore.hashing import image_key
@@ -336,10 +337,12 @@ def test_an_unknown_label_encoding_is_refused():
         decode_label(Label(kind="depth", encoding="exr", data=b""))
 
 
-def test_one_thread_at_a_time_parses_the_header_of_an_npy(monkeypatch):
-    sink = io.BytesIO()
-    np.save(sink, np.zeros((2, 3), np.float32))
-    label = Label(kind="depth", encoding="npy", data=sink.getvalue())
+@pytest.mark.parametrize("kind", ["label", "features"])
+def test_one_thread_at_a_time_parses_the_header_of_an_npy(kind, monkeypatch, tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((2, 3), np.float32))
+    label = Label(kind="depth", encoding="npy", data=path.read_bytes())
+    features = ArrayFile(path, None)
     literal_eval, parsing, found = ast.literal_eval, threading.Lock(), []
 
     def slow(text):
@@ -352,6 +355,7 @@ def test_one_thread_at_a_time_parses_the_header_of_an_npy(monkeypatch):
                 parsing.release()
 
     monkeypatch.setattr(ast, "literal_eval", slow)
+    read = {"label": lambda _: decode_label(label), "features": features.read}[kind]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(decode_label, [label] * 12))
+        list(pool.map(read, [0] * 12))
     assert found == [True] * 12
