@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ def heatmap_png(
     side = _CELL_INCHES * len(names)
     with mpl.rc_context({**_STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
         size = (max(side, 2.5) + _AROUND_CELLS[0], max(side, 2.5) + _AROUND_CELLS[1])
-        figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=size, dpi=_DPI, layout="compressed")
         FigureCanvasAgg(figure)
         _write_title(figure, title)
         axes = figure.subplots()
@@ -103,7 +103,8 @@ def heatmap_png(
             axes.axhline(cut - 0.5, **line)
             axes.axvline(cut - 0.5, **line)
         figure.colorbar(image, ax=axes, shrink=0.7, label="CKA")
-        return _png(figure)
+        # Names that stand upright are longer than the layout leaves room for.
+        return _png(figure, box="tight")
 
 
 def _write_cells(axes: Axes, matrix: Sequence[Sequence[float]], names: Sequence[str]) -> None:
@@ -119,10 +120,10 @@ def _write_cells(axes: Axes, matrix: Sequence[Sequence[float]], names: Sequence[
             axes.text(column, row, f"{value:.2f}", **place)  # type: ignore[arg-type]
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, *, box: Literal["tight"] | None = None) -> bytes:
     sink = io.BytesIO()
     # No date and no version: equal figures are equal files.
-    figure.savefig(sink, format="png", metadata={"Software": None})
+    figure.savefig(sink, format="png", metadata={"Software": None}, bbox_inches=box)
     return sink.getvalue()
 
 

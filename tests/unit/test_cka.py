@@ -308,3 +308,13 @@ def test_equal_matrices_give_equal_pictures_that_show_number_and_cut():
     assert len({each.shape for each in pictures}) == 1
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize("n_taps", [3, 13])
+def test_no_name_below_the_map_is_cut_off(n_taps):
+    names = [f"block:{number}" for number in range(n_taps)]
+    note = "300 images, mean token of each image, as stored: 300 samples in 2 mini-batches."
+    png = heatmap_png(np.eye(n_taps).tolist(), names, title="CKA of the layers", note=note, cut=1)
+    with Image.open(io.BytesIO(png)) as picture:
+        edge = np.asarray(picture.convert("L"))[-2:]
+    assert edge.min() == 255
