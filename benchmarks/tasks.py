@@ -4,7 +4,9 @@
         --arms deap,bicubic,linear,conv --seeds 10
 
 An arm is HEAD, HEAD/VARIANT or HEAD+random (random backbone weights), with its own options behind
-colons: deap:lr=0.002:dim=24. All arms of a seed hold out the same groups and see the same batches.
+colons: deap:lr=0.002:dim=24. `taps` is one of them: taps=5+8 reads blocks 5 and 8, taps=norm the
+final norm, and taps= leaves the choice to the head; --tap is what the others read, --taps adds what
+the store needs. All arms of a seed hold out the same groups and see the same batches.
 `--workers` spreads the seeds over processes of one thread each. The interval of a difference is
 Student's over seeds: what another seed would give on these test images, not what others would.
 
@@ -39,9 +41,16 @@ def features(args: argparse.Namespace, store: Path, weights: str) -> ExtractRepo
         backbone=args.backbone,
         weights=weights,
         image_size=(args.image_size, args.image_size),
-        taps=[args.tap],
+        taps=list(dict.fromkeys([args.tap, *args.taps])),
         data=[args.data],
+        tail=args.tail,
+        options=featstore.RunOptions(views=tuple(args.views)),
     )
+
+
+def named_taps(text: str) -> list[str]:
+    """Read the taps of an arm: "5+8" or "norm"; nothing leaves the choice to the head."""
+    return [f"block:{name}" if name.isdigit() else name for name in text.split("+") if name]
 
 
 def config(arm: str, args: argparse.Namespace, seed: int) -> dict[str, object]:
@@ -54,12 +63,13 @@ def config(arm: str, args: argparse.Namespace, seed: int) -> dict[str, object]:
     options |= dict(pair.split("=", 1) for pair in own)
     if variant:
         options["variant"] = variant
+    taps = options.pop("taps", None)
     recipe = {name: float(options.pop(name)) for name in ("lr", "weight_decay") if name in options}
     return recipe | {
         "task": args.task,
         "head": head,
         "feature_set": args.features[weights or "file"],
-        "taps": [args.tap],
+        "taps": [args.tap] if taps is None else named_taps(str(taps)),
         "steps": args.steps,
         "batch_size": args.batch_size,
         "seed": seed,
@@ -75,7 +85,7 @@ def train_seed(args: argparse.Namespace, store: Path, seed: int) -> dict[str, di
     for arm, run, error in zip(args.arms, report.runs, report.errors, strict=True):
         if run is None:
             raise SystemExit(f"{arm}, seed {seed}: {error}")
-        found[arm] = {"seconds": run.seconds} | run.metrics
+        found[arm] = {"seconds": run.seconds} | run.metrics | {"parameters": run.parameters}
         name = next(iter(run.metrics))
         print(f"seed {seed}  {arm:20s} {name} {run.metrics[name]:.4f}", file=sys.stderr, flush=True)
     return found
@@ -134,6 +144,9 @@ def main() -> None:
     parser.add_argument("--weights", default="random")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--tap", default="stage:3")
+    parser.add_argument("--taps", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--tail", type=int, default=None, help="Store the last blocks.")
+    parser.add_argument("--views", action="append", default=[])
     parser.add_argument("--task", default="boundaries")
     parser.add_argument("--arms", type=lambda text: text.split(","), default=["deap", "linear"])
     parser.add_argument("--metrics", type=lambda text: text.split(","), default=[])
@@ -159,10 +172,11 @@ def main() -> None:
     result |= {"steps": args.steps, "batch_size": args.batch_size, "seeds": args.seeds}
     if extracted.new_rows and len(args.arms) == 1:
         result["cost"] = cost(args, extracted, found[first]["seconds"])
+    result["parameters"] = {arm: int(found[arm]["parameters"][0]) for arm in args.arms}
     for name in names:
         for arm in args.arms:
             values = np.array(found[arm][name])
-            print(f"{name:14s} {arm:20s} {values.mean():.4f} (sd {values.std():.4f})")
+            print(f"{name:14s} {arm:40s} {values.mean():.4f} (sd {values.std():.4f})")
         result[name] = {
             "means": {arm: round(float(np.mean(found[arm][name])), 4) for arm in args.arms},
             "against": {arm: compare(found[first][name], found[arm][name]) for arm in others},
