@@ -244,13 +244,14 @@ def _show_report(report: ExtractReport, *, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
         return
+    rate = f" ({report.images_per_second:.3g} images/s)" if report.new_rows else ""
     shown = {
         "store": report.store,
         "feature set": f"{report.name} ({report.feature_set})",
         "taps": report.taps,
         "rows": f"{report.rows:,} ({report.new_rows:,} new, {report.reused_rows:,} reused)",
         "size": size(report.bytes),
-        "time": f"{duration(report.seconds)} ({report.images_per_second:.3g} images/s)",
+        "time": duration(report.seconds) + rate,
     }
     if report.tail:
         shown["tail"] = f"{count(report.tail, 'block')} and the final norm"

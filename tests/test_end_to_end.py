@@ -150,6 +150,8 @@ def test_extracting_again_redoes_nothing(words, copy):
     report = ok("featstore", "extract", *words, "--data", ROOMS, "--store", copy, "--json").json
     assert (report["new_rows"], report["reused_rows"]) == (0, N_IMAGES)
     assert content(copy) == before
+    told = ok("featstore", "extract", *words, "--data", ROOMS, "--store", copy).out
+    assert "images/s" not in told  # nothing ran, so it had no rate
 
 
 def test_taps_views_and_images_are_added_to_what_is_there(words, copy):
