@@ -31,6 +31,7 @@ from featstore.datasets.instances import (
     Instance,
     box_text,
     frame_instances,
+    image_size,
     left_out_notes,
     parse_box,
 )
@@ -214,7 +215,7 @@ def _instance(
 ) -> Instance:
     return Instance(
         path=path,
-        image_hw=entry.image_hw or _probed(root / path),
+        image_hw=entry.image_hw or image_size(root / path),
         points=entry.points,
         number=entry.number,
         box=entry.box,
@@ -224,13 +225,6 @@ def _instance(
         group=entry.video if options.group == "video" else None,
         more=entry.more,
     )
-
-
-def _probed(path: Path) -> tuple[int, int] | None:
-    try:
-        return probe(read_bytes(path))
-    except BadImageError:
-        return None  # the extraction says so of each image
 
 
 def _places(files: Sequence[KeypointFile], root: Path, folder: str | None) -> dict[str, str]:
@@ -249,7 +243,7 @@ def _parse_choice(options: Mapping[str, str], key: str, known: Sequence[str]) ->
 
 @READERS.register("ap10k.v1")
 def open_ap10k(argument: str, *, name: str) -> Ap10kReader:
-    """Open ``PATH[,split=1][,box=1.25|image][,images=DIR]``: animals with keypoints.
+    """Open ``PATH[,split=1][,box=1.25|image]``: AP-10K (CC BY 4.0), other keypoints like COCO's.
 
     Raises:
         InvalidInputError: The path is missing, or its JSON is not as it must be.

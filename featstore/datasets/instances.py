@@ -6,16 +6,21 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from featstore.crops import BOX_SCALE, square_crop
-from featstore.errors import invalid
+from featstore.datasets.common import read_bytes
+from featstore.errors import BadImageError, invalid
+from featstore.images import probe
 from featstore.types import Box, Item
 
 Point = tuple[float, float, int]
 """x and y in continuous pixels of the image, and v: 0 not marked, 1 hidden, 2 seen."""
 
 UNMARKED: Point = (0.0, 0.0, 0)
+INDIVIDUAL = "individual"
+"""The attribute that names an individual, and the option that makes it the label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +89,14 @@ def frame_instances(instances: Iterable[Instance], *, scale: float | None) -> Fr
         else:
             framed.items.append(_distinct(_item(instance, box, scale), instance, taken))
     return framed
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Read height and width from an image's file; None where that fails, as the extraction says."""
+    try:
+        return probe(read_bytes(path))
+    except BadImageError:
+        return None
 
 
 def marked_box(points: Iterable[Point]) -> Box | None:

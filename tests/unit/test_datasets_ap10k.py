@@ -177,9 +177,11 @@ def test_animal_pose_maps_ids_to_names_and_gives_corners(tmp_path):
 
 
 def test_apt36ks_windows_paths_are_found_and_clips_can_be_groups(tmp_path):
-    names = ["D:\\Animals\\AP-36k-part1\\29wolf\\v3c2\\frame7.jpg", "30fox\\v1\\frame1.jpg"]
-    save_image(tmp_path / "AP-36k-part1/29wolf/v3c2/frame7.jpg", hw=HW)
-    save_image(tmp_path / "AP-36k-part1/30fox/v1/frame1.jpg", hw=HW)
+    names = [
+        f"D:\\Animals\\{path}" for path in ("part1\\29wolf\\v3c2\\1.jpg", "part2\\30fox\\v1\\1.jpg")
+    ]
+    save_image(tmp_path / "part1/29wolf/v3c2/1.jpg", hw=HW)
+    save_image(tmp_path / "part2/30fox/v1/1.jpg", hw=HW)
     images = [
         image(n, file_name=name, video_id=10 * n) for n, name in zip((1, 2), names, strict=True)
     ]
@@ -188,8 +190,16 @@ def test_apt36ks_windows_paths_are_found_and_clips_can_be_groups(tmp_path):
     with pytest.raises(InvalidInputError, match=r"^`group` must be image or video"):
         open_dataset(f"ap10k:{tmp_path},group=clip")
     first, _ = open_dataset(f"ap10k:{tmp_path},group=video").items()
-    assert (first.path, first.group) == ("AP-36k-part1/29wolf/v3c2/frame7.jpg", "10")
+    assert (first.path, first.group) == ("part1/29wolf/v3c2/1.jpg", "10")
     assert first.attributes["track"] == 4
+
+
+def test_two_names_of_one_image_are_refused(tmp_path):
+    save_image(tmp_path / "images" / "1.jpg", hw=HW)
+    images = [image(1, file_name="fox/1.jpg"), image(2, file_name="dog/1.jpg")]
+    write_json(tmp_path / "a.json", keypoint_json(images, [animal(1, 1), animal(2, 2)]))
+    with pytest.raises(InvalidInputError, match=r"fox/1.jpg and dog/1.jpg must be two images"):
+        open_dataset(f"ap10k:{tmp_path}")
 
 
 def test_one_file_and_a_folder_of_images_can_be_named(folder, tmp_path):
