@@ -3,9 +3,10 @@
 PATH is a folder with ``annotations/*.json`` (or JSON files right inside) and the images in
 ``data/``, ``images/`` or beside, or one JSON file. Files of all splits are read, an animal that
 stands in several is one item, and its splits come from the files' names: ``ap10k-train-split1``
-is "train" for ``split=1``. Categories are identities, written as the items' labels, so that whole
-species can be held out. An item is one animal: a square around its box, 1.25 times its longer
-side (``box=1.5`` names another scale, ``box=image`` shows the whole image).
+is "train" for ``split=1``; else from ``split`` of its image's entry. Categories are identities,
+written as the items' labels, so that whole species can be held out. An item is one animal: a
+square around its box, 1.25 times its longer side (``box=1.5`` names another scale, ``box=image``
+shows the whole image). Coordinates are taken as continuous pixels, as they are.
 """
 
 from __future__ import annotations
@@ -199,11 +200,12 @@ def _instances(
             path = places[entry.file_name]
             key = (path, entry.identity, entry.box, entry.points)
             known = found.get(key)
-            splits = () if split is None else (split,)
+            own = split or entry.split
+            splits = () if own is None else (_SAME.get(own, own),)
             if known is None:
                 found[key] = _instance(entry, path, root, splits, options)
-            elif split is not None and split not in known.splits:
-                found[key] = replace(known, splits=(*known.splits, split))
+            elif not set(splits) <= set(known.splits):
+                found[key] = replace(known, splits=(*known.splits, *splits))
     by_image: dict[str, list[Instance]] = {}
     for instance in found.values():
         by_image.setdefault(instance.path, []).append(instance)

@@ -1,4 +1,4 @@
-"""Reads keypoints from JSON like COCO's: AP-10K, Animal-Pose, APT-36K and others."""
+"""Reads keypoints from JSON like COCO's: AP-10K, Animal-Pose, APT-36K, StanfordExtra and others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from featstore.datasets.instances import Point
 from featstore.datasets.skeletons import known_sigmas
+from featstore.datasets.stanford_extra import as_coco, is_stanford_extra
 from featstore.errors import InvalidInputError
 from featstore.skeleton import Skeleton, swaps_from_names
 from featstore.types import Box
@@ -32,6 +33,7 @@ class Annotation:
     box: Box | None  # None where the file has none of a positive size
     area: float | None
     video: str | None
+    split: str | None  # where the entry of the image names one
     more: Mapping[str, Any]
 
 
@@ -64,6 +66,8 @@ def read_keypoint_file(path: Path, *, boxes: str | None = None) -> KeypointFile 
         content = json.loads(path.read_bytes(), object_hook=_without_masks)
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{path} cannot be read as JSON ({error}).") from error
+    if is_stanford_extra(content):
+        content = as_coco(content, path)
     if not isinstance(content, dict) or not _marks_keypoints(content):
         return None
     try:
@@ -182,6 +186,7 @@ def _annotation(
             box=box,
             area=area,
             video=None if video is None else str(video),
+            split=None if image.get("split") is None else str(image["split"]),
             more=_more(entry, image, category),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -194,6 +194,63 @@ def test_apt36ks_windows_paths_are_found_and_clips_can_be_groups(tmp_path):
     assert first.attributes["track"] == 4
 
 
+def write_dogs(root, **change):
+    """Write StanfordExtra's list of three dogs with its images and the files of two splits."""
+    dogs = []
+    for number, breed in enumerate(("n02085620-Chihuahua", "n02091831-Saluki", "n02091831-Saluki")):
+        place = f"{breed}/{breed[:9]}_{number}.jpg"
+        save_image(root / "Images" / place, seed=number, hw=HW)
+        joints = [[10.0 + 2 * n, 20.0 + n, 1.0] for n in range(23)] + [[0.0, 0.0, 0.0]]
+        size = {"img_width": HW[1], "img_height": HW[0], "img_bbox": [8, 18, 50, 30]}
+        dogs.append({"img_path": place, "joints": joints, "seg": "abc", **size, **change})
+    write_json(root / "StanfordExtra_v12.json", dogs)
+    np.save(root / "train_stanford_StanfordExtra_v12.npy", np.array([2, 0]))
+    np.save(root / "test_stanford_StanfordExtra_v12.npy", np.array([1]))
+    return f"ap10k:{root}"
+
+
+def test_stanford_extra_has_breeds_and_its_splits(tmp_path):
+    reader = open_dataset(write_dogs(tmp_path))
+    assert [(item.label, item.splits) for item in reader.items()] == [
+        ("Chihuahua", ("train",)),
+        ("Saluki", ("test",)),
+        ("Saluki", ("train",)),
+    ]
+    first = reader.items()[0]
+    assert first.path == "Images/n02085620-Chihuahua/n02085620_0.jpg"
+    assert first.attributes["box"] == [8.0, 18.0, 58.0, 48.0]
+    assert first.attributes["keypoints"][0] == [10.0, 20.0, 1]
+    assert first.attributes["keypoints"][-1] == [0.0, 0.0, 0]
+    skeleton = reader.skeleton()
+    names = skeleton.names
+    assert (names[0], names[11], names[16], names[23]) == (
+        *("left_front_paw", "right_rear_top", "nose", "throat"),
+    )
+    assert len(skeleton.swaps) == 9
+
+
+def test_stanford_extra_that_does_not_fit_is_refused(tmp_path):
+    spec = write_dogs(tmp_path)
+    np.save(tmp_path / "val_stanford_StanfordExtra_v12.npy", np.array([3]))
+    with pytest.raises(InvalidInputError, match=r"val_stanford.* must list entries .*from 0 to 2"):
+        open_dataset(spec)
+    (tmp_path / "val_stanford_StanfordExtra_v12.npy").write_bytes(b"nothing")
+    with pytest.raises(InvalidInputError, match=r"cannot be read as \.npy"):
+        open_dataset(spec)
+    (tmp_path / "val_stanford_StanfordExtra_v12.npy").unlink()
+    dogs = json.loads((tmp_path / "StanfordExtra_v12.json").read_text())
+    del dogs[1]["joints"]
+    write_json(tmp_path / "StanfordExtra_v12.json", dogs)
+    with pytest.raises(InvalidInputError, match=r"Entry 1 of .* must have img_path and joints"):
+        open_dataset(spec)
+
+
+def test_splits_may_stand_with_the_images(tmp_path):
+    images = [image(1, split="valid"), image(2)]
+    spec = write_one(tmp_path, [animal(1, 1), animal(2, 2)], images=images)
+    assert [item.splits for item in open_dataset(spec).items()] == [("val",), ()]
+
+
 def test_two_names_of_one_image_are_refused(tmp_path):
     save_image(tmp_path / "images" / "1.jpg", hw=HW)
     images = [image(1, file_name="fox/1.jpg"), image(2, file_name="dog/1.jpg")]
