@@ -147,7 +147,8 @@ def test_the_whole_image_keeps_its_animals_apart(folder):
     assert [item.instance for item in items] == ["10", "20", "21", "30", "40", "41"]
     report = fake_extract(folder / "f.zarr", [open_dataset(f"a=ap10k:{folder},box=image")])
     assert report.rows == 4
-    assert len(featstore.open(folder / "f.zarr").samples()) == 6
+    samples = featstore.open(folder / "f.zarr").samples()
+    assert len(set(samples["item"].to_pylist())) == 6
 
 
 def test_another_scale_gives_other_crops(folder):
