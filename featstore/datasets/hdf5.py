@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -193,3 +194,31 @@ def read_entry(path: Path, name: str, number: int | None) -> np.ndarray:
     except OSError as error:
         place = name if number is None else f"{name}[{number}]"
         raise BadImageError(f"{place} in {path} cannot be read ({error}).") from error
+
+
+def read_arrays(path: Path, group: str) -> dict[str, np.ndarray]:
+    """Read all arrays that lie right in a group, "/" for the file itself, by name.
+
+    Raises:
+        InvalidInputError: The file is no HDF5 file or is damaged.
+    """
+    with _open(path) as file:
+        try:
+            nodes = file[group].items() if group in file else ()
+            return {k: np.asarray(n[()]) for k, n in nodes if isinstance(n, h5py.Dataset)}
+        except OSError as error:
+            raise InvalidInputError(f"{group} in {path} cannot be read ({error}).") from error
+
+
+def read_attributes(path: Path, name: str) -> dict[str, Any]:
+    """Read the attributes of a group or array, bytes as text; none where there is no such node.
+
+    Raises:
+        InvalidInputError: The file is no HDF5 file.
+    """
+    with _open(path) as file:
+        found = dict(file[name].attrs) if name in file else {}
+    return {
+        key: value.decode(errors="replace") if isinstance(value, bytes) else value
+        for key, value in found.items()
+    }
