@@ -273,7 +273,7 @@ class IdentityToken(Head):
             return loss
         own_b = task.losses(output, targets)
         wrong_b = task.losses(self.answer(seen, self._wrong_tokens(identity)), targets)
-        unit = own_b.detach() if chosen.margin_unit == RELATIVE else 1.0
+        unit = own_b.detach().abs() if chosen.margin_unit == RELATIVE else 1.0
         lacking_b = (chosen.margin * unit + own_b - wrong_b).relu()
         is_known = (identity >= 0).to(lacking_b)
         lacking = (lacking_b * is_known).sum() / is_known.sum().clamp(min=1)
