@@ -33,9 +33,10 @@ from heads.selection import (
     pairs_from_table,
     select,
 )
+from heads.stages import POOLED
 from heads.tap_choice import choose_taps
 from heads.targets import TargetJob, Targets, prepare_targets
-from heads.tasks import TASKS, Task
+from heads.tasks import TASKS, LabelFacts, Task
 from heads.view_choice import choices_of, settle_views
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def make_setup(
     views, selection, told = settle_views(options["loop"]["views"], selection, features)
     options["loop"]["views"] = views
     names = _class_names(selection, labels) if kind in ("classes", CLASS) else None
-    options["task"] = TASKS[task_name].completed(options["task"], names)
+    facts = LabelFacts(class_names=names)
+    options["task"] = TASKS[task_name].completed(options["task"], facts)
     task = TASKS[task_name](**options["task"])
     head, tail = _make_head(head_name, task, shapes, features, options["head"])
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
@@ -285,7 +287,7 @@ def _select(
 
 
 def _check_fits(head: str, task: str) -> None:
-    if HEADS[head].is_pooled in (None, TASKS[task].label_kind == CLASS):
+    if HEADS[head].is_pooled in (None, TASKS[task].stage == POOLED):
         return
     gives = "one answer an image" if HEADS[head].is_pooled else "a map"
     fitting = [name for name, kind in HEADS.items() if kind.is_pooled is not HEADS[head].is_pooled]
