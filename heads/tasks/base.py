@@ -91,6 +91,13 @@ class Task(ABC):
         """Say which label a task of these options learns from, before it is built."""
         return cls.label_kind
 
+    def check(self, facts: LabelFacts) -> None:  # noqa: B027  (most labels say what they are)
+        """Refuse labels that mean something else than those that were learned.
+
+        Raises:
+            InvalidInputError: They do.
+        """
+
     def start(self, head: Head) -> None:
         """Shift the output biases of a new head to where the task begins."""
         shift_output_biases(head, self.settings.output_bias)

@@ -20,7 +20,7 @@ from heads.keypoint_labels import KEYPOINTS
 from heads.metrics import Metric, Stats
 from heads.metrics.keypoints import SHARE, Judged, keypoint_stats, summarise_keypoints
 from heads.tasks.base import TASKS, LabelFacts, Task, TaskSettings
-from heads.tasks.pose_picture import draw_pose
+from heads.tasks.pose_picture import draw_errors, draw_pose, side_colours
 
 LOSSES = ("smooth_l1", "l2")
 _MIDDLE = 0.5  # of the frame: where every keypoint begins
@@ -131,6 +131,11 @@ class PoseTask(Task):
         return filled | {
             name: text for name, text in told.items() if filled[name] == getattr(defaults, name)
         }
+
+    def check(self, facts: LabelFacts) -> None:
+        """Refuse labels of other keypoints, or of another order of them."""
+        if facts.skeleton is not None:
+            _check_names(facts.skeleton.names, self.skeleton.names)
 
     def prepare(
         self,
@@ -329,13 +334,19 @@ class PoseTask(Task):
         valid_hw: np.ndarray,
         image_hwc: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Draw the predicted and the marked keypoints."""
-        truth = values_hw[KEYPOINTS]
-        shown = np.where(truth[:, 2:] > 0, truth[:, :2], np.nan)
+        """Draw the predicted and the marked keypoints, hidden ones as rings, and the errors."""
+        x_y_v = values_hw[KEYPOINTS]
+        truth = np.where(x_y_v[:, 2:] > 0, x_y_v[:, :2], np.nan)
+        is_hidden = x_y_v[:, 2] == 1
         return {
             "prediction": self.render(prediction, image_hwc),
-            "truth": draw_pose(image_hwc, shown, self.skeleton),
+            "truth": draw_pose(image_hwc, truth, self.skeleton, is_hidden=is_hidden),
+            "error": draw_errors(image_hwc, prediction, truth),
         }
+
+    def legend(self, values_hw: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """Name the colours of the animal's sides."""
+        return side_colours(self.skeleton)
 
 
 def _size(placement: Placement) -> np.ndarray:
