@@ -157,6 +157,7 @@ class Loop:
         self.curves: list[tuple[int, str, str, float]] = []
         self._bad_checks = 0
         self._looked: list[tuple[int, float]] = []  # pairs and mean loss of a look's batches
+        self._diagnosis: dict[str, float] = {}  # of the head, on the first of these batches
         model.head.train()
         self._random = _get_random(model.device)
         groups = self._parameters()
@@ -203,7 +204,7 @@ class Loop:
         for scale, group in zip(self._lr_scales, self._optimizer.param_groups, strict=True):
             group["lr"] = scale * self.recipe.lr_at(self.step)
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
+        loss = self.model.head.learn(batch.inputs, batch.targets, self.model.task)
         value = float(loss.item())
         self._check_finite(value, self.step + 1, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -220,9 +221,12 @@ class Loop:
         Raises:
             InvalidInputError: The loss is not finite.
         """
-        self.model.head.eval()
-        loss = self.model.task.held_out_loss(self.model.head(batch.inputs), batch.targets)
-        self.model.head.train()
+        head = self.model.head.eval()
+        output = head.output_for(batch.inputs, batch.targets)
+        loss = self.model.task.held_out_loss(output, batch.targets)
+        if not self._looked:
+            self._diagnosis = head.diagnose(batch.inputs)
+        head.train()
         value = float(loss.item())
         self._check_finite(value, self.step, batch)
         self._looked.append((len(batch.pairs), value))
@@ -248,8 +252,8 @@ class Loop:
         value = sum(n * loss for n, loss in self._looked) / count
         self._looked = []
         self.curves.append((self.step, "val", "loss", value))
-        if metric is not None:
-            self.curves.append((self.step, "val", *metric))
+        measured = [*self._diagnosis.items(), *([] if metric is None else [metric])]
+        self.curves += [(self.step, "val", *each) for each in measured]
         if self.best_value is None or value < self.best_value:
             self._keep_best(value)
         else:

@@ -165,6 +165,9 @@ def make_setup(
     facts = training_facts(selection, labels)
     options["task"] = TASKS[task_name].completed(options["task"], facts)
     task = TASKS[task_name](**options["task"])
+    options["head"] = HEADS[head_name].with_identities(
+        options["head"], task.identities, numbers=task.numbers
+    )
     head, tail = _make_head(head_name, task, shapes, features, options["head"])
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *told, *_apply_norm(model, features, request.tap_norm, device)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from featstore.geometry import unflip
@@ -65,6 +66,8 @@ class Task(ABC):
     meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
     identities: tuple[str, ...] = ()  # names of what targets number as ``identity``
     n_outputs: int
+    numbers: int = 1  # of `n_outputs` for each thing that is asked for: x and y of a keypoint
+    identities: tuple[str, ...] = ()  # whom the training images show; target ``identity`` counts
     settings: TaskSettings
     criterion: nn.Module | None = None  # what the loss learns beside the head; not part of it
 
@@ -138,6 +141,12 @@ class Task(ABC):
             targets: What `prepare` gave, and ``slot`` (batch,): the places of these images among
                 all prepared targets.
         """
+
+    def losses(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Give the loss of each image, (batch,)."""
+        each = range(len(output))
+        one = [{name: value[i : i + 1] for name, value in targets.items()} for i in each]
+        return torch.stack([self.loss(output[i : i + 1], one[i]) for i in each])
 
     def held_out_loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Give what the best step is chosen by, on images that are not learned from."""
