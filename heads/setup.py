@@ -17,7 +17,8 @@ from featstore.types import ProgressCallback, TapShape
 from featstore.views import PLAIN
 from heads.base import HEADS, Head
 from heads.build import build_head
-from heads.labels import CLASS, LabelSource, open_stored_labels
+from heads.facts import training_facts
+from heads.labels import LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors
 from heads.options import split_options
@@ -33,6 +34,7 @@ from heads.selection import (
     pairs_from_table,
     select,
 )
+from heads.stages import POOLED
 from heads.tap_choice import choose_taps
 from heads.targets import TargetJob, Targets, prepare_targets
 from heads.tasks import TASKS, Task
@@ -165,8 +167,8 @@ def make_setup(
     selection, labels = _select(features, shapes, kind, request, resumed_path)
     views, selection, told = settle_views(options["loop"]["views"], selection, features)
     options["loop"]["views"] = views
-    names = _class_names(selection, labels) if kind in ("classes", CLASS) else None
-    options["task"] = TASKS[task_name].completed(options["task"], names)
+    facts = training_facts(selection, labels)
+    options["task"] = TASKS[task_name].completed(options["task"], facts)
     task = TASKS[task_name](**options["task"])
     head, tail = _make_head(head_name, task, shapes, features, options["head"])
     options["head"] = asdict(head.options)
@@ -293,27 +295,13 @@ def _select(
 
 
 def _check_fits(head: str, task: str) -> None:
-    if HEADS[head].is_pooled in (None, TASKS[task].label_kind == CLASS):
+    if HEADS[head].is_pooled in (None, TASKS[task].stage == POOLED):
         return
     gives = "one answer an image" if HEADS[head].is_pooled else "a map"
     fitting = [name for name, kind in HEADS.items() if kind.is_pooled is not HEADS[head].is_pooled]
     names = ", ".join(short_name(name) for name in fitting)
     expected = f"another head for {task}, as this one gives {gives}"
     raise invalid("head", head, expected, hint=f"Use one of {names}.")
-
-
-def _class_names(selection: Selection, labels: LabelSource) -> tuple[str, ...] | None:
-    """Give the classes of all data sets that are learned from or measured on.
-
-    Raises:
-        InvalidInputError: Two of them name other classes.
-    """
-    pairs = (pair for part in selection.parts().values() for pair in part)
-    known = {name: labels.class_names(name) for name in sorted({pair.dataset for pair in pairs})}
-    if len(set(known.values())) > 1:
-        names = " and ".join(known)
-        raise invalid("data", names, "data sets of the same classes", hint="Use one of them.")
-    return next(iter(known.values()))
 
 
 def _without_bad_labels(selection: Selection, targets: Targets) -> Selection:
