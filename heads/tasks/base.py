@@ -67,7 +67,6 @@ class Task(ABC):
     identities: tuple[str, ...] = ()  # names of what targets number as ``identity``
     n_outputs: int
     numbers: int = 1  # of `n_outputs` for each thing that is asked for: x and y of a keypoint
-    identities: tuple[str, ...] = ()  # whom the training images show; target ``identity`` counts
     settings: TaskSettings
     criterion: nn.Module | None = None  # what the loss learns beside the head; not part of it
 
