@@ -25,6 +25,7 @@ SCHEDULES = ("constant", "cosine", "poly", "onecycle")
 _POLY_POWER = 0.9
 _RISING, _FIRST, _LAST = 0.3, 1 / 25, 1 / 2500  # of "onecycle": share of the steps, of the rate
 AUTO, ONE, ALL = "auto", "one", "all"
+IDENTITY, NONE = "identity", "none"
 VIEWS = (AUTO, ONE, ALL, PLAIN)
 
 
@@ -40,13 +41,16 @@ class LoopOptions:
     The loss on the held-out part is looked at `checks` times in a run; after `patience` looks
     without a better one training stops (0: never). Where other `views` of an image are stored
     than the plain one, an epoch shows one of them, drawn anew each time ("one", which "auto"
-    means then), "all" of them, or the "plain" one; the held-out part is always plain.
+    means then), "all" of them, or the "plain" one; the held-out part is always plain. With
+    `balance` "identity", an epoch is as long and shows each label (species, individual) equally
+    often: images of a rare one several times, others in turn.
     """
 
     schedule: str = "constant"
     warmup: int = 0
     clip: float = 0.0
     views: str = AUTO
+    balance: str = NONE
     checks: int = 20
     patience: int = 8
     val_images: int = 512  # held-out images that are looked at, evenly spaced, at most
@@ -58,6 +62,8 @@ class LoopOptions:
             raise invalid("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         if self.views not in VIEWS:
             raise invalid("views", self.views, f"one of {', '.join(VIEWS)}")
+        if self.balance not in (IDENTITY, NONE):
+            raise invalid("balance", self.balance, f"{IDENTITY} or {NONE}")
         for name, least in (
             ("warmup", 0),
             ("clip", 0),

@@ -62,6 +62,7 @@ class Choices(TypedDict, total=False):
     weight_decay: float | None  # default: the task's
     seed: int  # of first weights, order and held-out groups, default 0
     data: str | None  # FORMAT:PATH of labels to join to stored rows by image
+    holdout: tuple[str, ...]  # labels (species, individuals) whose images are in no part
     preset: str | None  # fills in what is not said, see heads.presets
 
 
@@ -84,6 +85,7 @@ class Request:
     weight_decay: float | None = None
     seed: int = 0
     data: str | None = None
+    holdout: tuple[str, ...] = ()
     preset: str | None = None  # full name of the one that filled this in
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,12 +104,15 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """Give JSON values; `request_from_json` inverts it."""
-        return {**asdict(self), "taps": list(self.taps), "options": dict(self.options)}
+        several = {"taps": list(self.taps), "holdout": list(self.holdout)}
+        return {**asdict(self), **several, "options": dict(self.options)}
 
 
 def request_from_json(value: Mapping[str, Any]) -> Request:
     """Rebuild a request from `Request.to_json`."""
-    return Request(**{**value, "taps": tuple(value["taps"])})
+    # Runs of before labels could be held out have none.
+    several = {name: tuple(value.get(name, ())) for name in ("taps", "holdout")}
+    return Request(**{**value, **several})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,10 +170,8 @@ def make_setup(
     facts = training_facts(selection, labels)
     options["task"] = TASKS[task_name].completed(options["task"], facts)
     task = TASKS[task_name](**options["task"])
-    options["head"] = HEADS[head_name].with_identities(
-        options["head"], task.identities, numbers=task.numbers
-    )
     head, tail = _make_head(head_name, task, shapes, features, options["head"])
+    options["head"] = asdict(head.options)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *told, *_apply_norm(model, features, request.tap_norm, device)]
     pairs = (*selection.train, *selection.val)
@@ -232,6 +235,7 @@ def _make_head(
     options: Mapping[str, Any],
 ) -> tuple[Head, TailSpec | None]:
     """Build a head where the task begins; give the backbone's blocks that it holds copies of."""
+    options = HEADS[name].with_identities(options, task.identities, numbers=task.numbers)
     n_blocks = HEADS[name].n_tail_blocks(options)
     tail = features.tail(n_blocks) if n_blocks else None
     spec = None if tail is None else tail.spec
@@ -280,6 +284,7 @@ def _select(
             val_fraction=request.val_fraction,
             seed=request.seed,
             data=request.data,
+            holdout=request.holdout,
         )
     table = pq.read_table(resumed_path / PAIRS)
     train, val, test = (pairs_from_table(table, part) for part in (TRAIN, VAL, TEST))
@@ -344,4 +349,5 @@ def _train_options(request: Request, recipe: Recipe) -> dict[str, Any]:
         "split": request.split,
         "val_fraction": request.val_fraction,
         "tap_norm": request.tap_norm,
+        **({"holdout": ",".join(request.holdout)} if request.holdout else {}),
     }

@@ -66,7 +66,6 @@ class Task(ABC):
     meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
     n_outputs: int
     numbers: int = 1  # of `n_outputs` for each thing that is asked for: x and y of a keypoint
-    identities: tuple[str, ...] = ()  # whom the training images show; target ``identity`` counts
     settings: TaskSettings
     criterion: nn.Module | None = None  # what the loss learns beside the head; not part of it
 
