@@ -24,7 +24,14 @@ from featstore.shard_job import Loaded, TapBlock
 from featstore.skeleton import Skeleton
 from featstore.sources import Readers
 from featstore.tail import TailWeights
-from featstore.types import Item, Label, Placement, TapShape, ignore_progress
+from featstore.types import (
+    Item,
+    Label,
+    Placement,
+    ProgressCallback,
+    TapShape,
+    ignore_progress,
+)
 
 GRID = (4, 4)
 DIM = 8
@@ -246,6 +253,7 @@ def fake_extract(
     backbone: Mapping[str, Any] | None = None,
     tail: TailWeights | None = None,
     norm_weight: float = 1.0,
+    progress: ProgressCallback = ignore_progress,
 ) -> ExtractReport:
     """Run the real extraction with the fake backbone."""
     options = options or RunOptions(n_threads=2)
@@ -271,7 +279,7 @@ def fake_extract(
         readers,
         select_items(readers, options),
         options=options,
-        progress=ignore_progress,
+        progress=progress,
         began=time.perf_counter(),
     )
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
