@@ -16,10 +16,8 @@ from featstore.api import Store
 from featstore.errors import ConflictError, InvalidInputError, NotFoundError
 from featstore.types import Progress, ProgressCallback, ignore_progress
 from heads import runs as folders
-from heads.build import HEADS
 from heads.drive import drive
 from heads.model import choose_device
-from heads.options import option_types
 from heads.presets import find_preset
 from heads.presets.use import data_formats, fill, with_preset
 from heads.report import RunReport
@@ -243,11 +241,8 @@ class _Session:
     def open(self, run: Run) -> Training:
         """Set up an interrupted run as it was begun."""
         request = request_from_json(run.record["command"])
-        # What the task took from the data then: new images may bring new classes. What the head
-        # has of it too, it takes from the task.
-        of_head = option_types(HEADS[run.record["head"]].OPTIONS)
-        task = {k: v for k, v in run.record["options"]["task"].items() if k not in of_head}
-        options = {**task, **request.options}
+        # What the task took from the data then: new images may bring new classes.
+        options = {**run.record["options"]["task"], **request.options}
         request = replace(
             request,
             feature_set=run.record["feature_sets"][0],
