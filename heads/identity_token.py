@@ -53,7 +53,7 @@ class IdentityTokenOptions:
     margin_unit: str = RELATIVE
     margin_weight: float = 0.5
     numbers: int = 2  # of a keypoint: x and y, perhaps a scale; filled in by the task
-    identities: str = ""  # parted by "|"; filled in by the task
+    tokens: str = ""  # whom the trained ones are for, parted by "|"; filled in by the task
 
     def __post_init__(self) -> None:
         for name in ("heads", "ff", "layers", "hidden"):
@@ -71,14 +71,14 @@ class IdentityTokenOptions:
                 raise invalid(name, getattr(self, name), "0 or more")
         if self.numbers not in (2, 3):
             raise invalid("numbers", self.numbers, "2 (x, y) or 3 (x, y and a scale)")
-        names = self.identity_names
-        if len(set(names)) < len(names) or (self.identities and "" in names):
-            raise invalid("identities", self.identities, "names, each once, parted by |")
+        names = self.identities
+        if len(set(names)) < len(names) or (self.tokens and "" in names):
+            raise invalid("tokens", self.tokens, "names, each once, parted by |")
 
     @property
-    def identity_names(self) -> tuple[str, ...]:
+    def identities(self) -> tuple[str, ...]:
         """Name whom the tokens are for, in their order."""
-        return tuple(self.identities.split("|")) if self.identities else ()
+        return tuple(self.tokens.split("|")) if self.tokens else ()
 
 
 @HEADS.register("identity_token.v1")
@@ -115,7 +115,7 @@ class IdentityToken(Head):
         self.width = width = shape.dim
         self.n_keypoints = _keypoints(n_outputs, chosen)
         _check_width(width, chosen)
-        names = chosen.identity_names
+        names = chosen.identities
         self.tokens = nn.Parameter(torch.randn(len(names), width)) if names else None
         self.queries = nn.Parameter(torch.randn(self.n_keypoints, width))
         self.token_proj = nn.Linear(width, width) if chosen.token_proj else None
@@ -149,10 +149,10 @@ class IdentityToken(Head):
         found = "|".join(identities)
         if any("|" in name for name in identities):
             raise invalid("identities", found, "names without |")
-        if options["identities"] not in ("", found):
-            hint = "Leave identities out."
-            raise invalid("identities", options["identities"], f"{found!r}, as trained", hint=hint)
-        filled = {**options, "identities": found}
+        if options["tokens"] not in ("", found):
+            hint = "Leave tokens out."
+            raise invalid("tokens", options["tokens"], f"{found!r}, as trained", hint=hint)
+        filled = {**options, "tokens": found}
         return filled if numbers == 1 else {**filled, "numbers": numbers}
 
     def lr_scales(self) -> Mapping[str, float]:

@@ -109,7 +109,8 @@ class PoseTask(Task):
         self.skeleton = self.options.skeleton()
         self.identities = _parts(self.options.identities)
         self.n_keypoints = len(self.skeleton.names)
-        self.n_outputs = self.n_keypoints * (3 if self.options.scales else 2)
+        self.numbers = 3 if self.options.scales else 2
+        self.n_outputs = self.numbers * self.n_keypoints
         self.settings = TaskSettings(output_bias=_MIDDLE)
 
     @classmethod

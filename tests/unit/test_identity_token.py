@@ -34,7 +34,7 @@ class Points:
 
 def make_head(*, n_outputs=2 * K, taps=(TAP,), seed=0, **options):
     torch.manual_seed(seed)
-    options = {"heads": 2, "ff": 24, "hidden": 5, "identities": "a|b|c", **options}
+    options = {"heads": 2, "ff": 24, "hidden": 5, "tokens": "a|b|c", **options}
     return build_head("identity_token", taps=taps, n_outputs=n_outputs, options=options)
 
 
@@ -63,7 +63,7 @@ def test_the_head_is_described_with_the_specified_count(capsys):
 @pytest.mark.parametrize(
     ("options", "more"),
     [
-        ({"identities": "a|b|c"}, 3 * 768),
+        ({"tokens": "a|b|c"}, 3 * 768),
         ({"numbers": 3}, 65),
         ({"token_proj": True}, 768 * 769),
         ({"injection": "film"}, 2 * 768 * 769),
@@ -199,10 +199,10 @@ def test_several_taps_are_read_together_and_positions_follow_the_frame():
 
 
 def test_identities_and_numbers_are_filled_in_once():
-    options = {"identities": "", "numbers": 2, "heads": 8}
+    options = {"tokens": "", "numbers": 2, "heads": 8}
     kind = HEADS["identity_token"]
     filled = kind.with_identities(options, ["fox", "dog"], numbers=3)
-    assert filled == {"identities": "fox|dog", "numbers": 3, "heads": 8}
+    assert filled == {"tokens": "fox|dog", "numbers": 3, "heads": 8}
     assert kind.with_identities(filled, ["fox", "dog"], numbers=3) == filled
     with pytest.raises(InvalidInputError, match=r"'dog\|fox', as trained"):
         kind.with_identities(filled, ["dog", "fox"])
@@ -220,8 +220,8 @@ def test_identities_and_numbers_are_filled_in_once():
         ({"injection": "both"}, "one of memory, film, film_queries"),
         ({"margin_unit": "px"}, "one of relative, absolute"),
         ({"margin": -1.0}, "0 or more"),
-        ({"identities": "a|a"}, "each once"),
-        ({"identities": "a|"}, "each once"),
+        ({"tokens": "a|a"}, "each once"),
+        ({"tokens": "a|"}, "each once"),
         ({"numbers": 4}, "2 .x, y. or 3"),
         ({"numbers": 3, "n_outputs": 4}, "a multiple of 3"),
     ],
@@ -259,7 +259,7 @@ def test_the_margin_is_the_loss_that_wrong_tokens_lack():
 def test_without_a_margin_identities_or_tokens_the_loss_is_the_tasks():
     inputs, task = [make_tokens()], Points()
     targets = make_targets()
-    for head in (make_head(margin_weight=0.0), make_head(identities="")):
+    for head in (make_head(margin_weight=0.0), make_head(tokens="")):
         expected = task.loss(head(inputs, targets["identity"]), targets)
         assert torch.equal(head.learn(inputs, targets, task), expected)
     head = make_head()
@@ -312,7 +312,7 @@ def test_random_tokens_have_the_size_of_the_trained_ones():
         head.tokens.mul_(7)
     drawn = head.random_tokens(500, torch.Generator().manual_seed(0))
     assert drawn.std().item() == pytest.approx(head.tokens.square().mean().sqrt().item(), rel=0.03)
-    alone = make_head(identities="")
+    alone = make_head(tokens="")
     assert alone.random_tokens(500, torch.Generator().manual_seed(0)).std() == pytest.approx(
         1, rel=0.03
     )
