@@ -30,6 +30,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from featstore.crops import BOX_SCALE, square_crop
 from featstore.datasets.common import (
     READERS,
     check_keys,
@@ -45,12 +46,11 @@ from featstore.datasets.creature_view import View, look_at
 from featstore.datasets.scenes import Dice
 from featstore.errors import invalid, not_found
 from featstore.skeleton import Skeleton, swaps_from_names
-from featstore.types import Box, Item, Label
+from featstore.types import Item, Label
 
 OFFSETS = ("planted", "shuffled", "none")
 FACTORS = 4
 SHIFT = 0.08
-CROP_SCALE = 1.25
 # As AP-10K gives them for the same keypoints.
 _SIGMAS = (
     *(0.025, 0.025, 0.026, 0.035, 0.035),
@@ -151,7 +151,7 @@ class CreaturesReader:
             splits=(_split(identity, turn),),
             label=_name(identity),
             group=path.removesuffix(".npy"),
-            crop=_square(view.box, self._options.size),
+            crop=square_crop(view.box, scale=BOX_SCALE, image_hw=self._options.size),
             attributes={
                 "keypoints": [
                     [round(x, 2), round(y, 2), v]
@@ -224,14 +224,6 @@ def _name(identity: int) -> str:
 def _split(identity: int, turn: int) -> str:
     """Give 7 of 10 pictures to train, 1 to val, 2 to test; each identity starts elsewhere."""
     return (*["train"] * 7, "val", "test", "test")[(turn + 7 * identity) % 10]
-
-
-def _square(box: Box, hw: tuple[int, int]) -> Box:
-    """Put a square around a box, and move it into the picture, where it fits."""
-    side = CROP_SCALE * max(box[2] - box[0], box[3] - box[1])
-    x0 = min(max((box[0] + box[2] - side) / 2, 0.0), hw[1] - side)
-    y0 = min(max((box[1] + box[3] - side) / 2, 0.0), hw[0] - side)
-    return (round(x0, 2), round(y0, 2), round(x0 + side, 2), round(y0 + side, 2))
 
 
 @READERS.register("creatures.v1")
