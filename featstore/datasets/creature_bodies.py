@@ -17,7 +17,7 @@ NAMES = (
     "right_eye",
     "nose",
     "neck",
-    "tail_base",
+    "root_of_tail",
     "left_shoulder",
     "left_elbow",
     "left_front_paw",
@@ -313,7 +313,7 @@ def _add_leg(
 
 def _add_tail(body: Body, size: Proportions, croup: Vector, dice: Dice) -> None:
     at = _moved(croup, -0.8 * size.rump, 0.45 * size.rump)
-    body.points["tail_base"] = at
+    body.points["root_of_tail"] = at
     angle, curl, aside = dice.uniform(-0.9, 1.0), dice.uniform(-0.5, 0.5), dice.uniform(-0.4, 0.4)
     for part in range(3):
         cosine, sine = bearing(angle)

@@ -100,7 +100,7 @@ def _flesh(kind: Kind) -> np.ndarray:
         "eye": 0.21 * size.head,  # which is 0.2 thick
         "nose": 1.2 * size.snout_width,
         "neck": 0.9 * size.chest,
-        "base": 0.8 * size.rump,
+        "tail": 0.8 * size.rump,
         "shoulder": 0.75 * size.chest,
         "hip": 0.8 * size.rump,
     }

@@ -44,6 +44,7 @@ from featstore.datasets.creature_model import Grain
 from featstore.datasets.creature_paint import paint
 from featstore.datasets.creature_view import View, look_at
 from featstore.datasets.scenes import Dice
+from featstore.datasets.skeletons import known_sigmas
 from featstore.errors import invalid, not_found
 from featstore.skeleton import Skeleton, swaps_from_names
 from featstore.types import Item, Label
@@ -51,13 +52,9 @@ from featstore.types import Item, Label
 OFFSETS = ("planted", "shuffled", "none")
 FACTORS = 4
 SHIFT = 0.08
-# As AP-10K gives them for the same keypoints.
-_SIGMAS = (
-    *(0.025, 0.025, 0.026, 0.035, 0.035),
-    *(0.079, 0.072, 0.062) * 2,
-    *(0.107, 0.087, 0.089) * 2,
+SKELETON = Skeleton(
+    names=NAMES, edges=EDGES, swaps=swaps_from_names(NAMES), sigmas=known_sigmas(NAMES)
 )
-SKELETON = Skeleton(names=NAMES, edges=EDGES, swaps=swaps_from_names(NAMES), sigmas=_SIGMAS)
 _CACHE_BYTES = 512 * 2**20
 _SIDES = (16, 4096)
 _PARTS = tuple(dict.fromkeys(name.removeprefix("left_").removeprefix("right_") for name in NAMES))

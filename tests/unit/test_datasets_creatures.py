@@ -61,7 +61,7 @@ def test_an_identity_marks_all_its_pictures_by_one_convention():
 
 def test_forward_is_where_the_animal_looks_to():
     joints = keypoints(open_dataset(f"{FEW},offsets=none"))
-    nose, tail = (joints[:, NAMES.index(name), 0] for name in ("nose", "tail_base"))
+    nose, tail = (joints[:, NAMES.index(name), 0] for name in ("nose", "root_of_tail"))
     gap = shifts("planted")[..., 0]
     forward = np.stack([identity_offsets(0, number % 6)[:, 0] for number in range(60)])
     # Except for the few that turn their heads to their tails.
@@ -76,6 +76,12 @@ def test_conventions_are_equally_strong_mix_few_factors_and_are_alike_left_and_r
     assert order != sorted(order)
     np.testing.assert_array_equal(offsets[:, order], offsets)
     assert len({part.tobytes() for part in offsets}) == 30
+
+
+def test_keypoints_are_those_of_ap10k_with_its_sigmas():
+    assert SKELETON.sigmas is not None
+    assert SKELETON.sigmas[NAMES.index("root_of_tail")] == 0.035
+    assert SKELETON.sigmas[NAMES.index("left_hip")] == 0.107
 
 
 def test_shuffled_conventions_are_those_of_identities_but_tell_nothing_of_them():
