@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from featstore.errors import InvalidInputError, invalid, not_found
+from featstore.hashing import short_key
 
 ALL = "all"
 """Every image that is not in the test half."""
@@ -36,6 +37,7 @@ class Design:
     """One identity's instances by number: those measured on, and those learned from."""
 
     identity: str
+    key: str  # names all of it, by its images
     test: tuple[int, ...]
     # Images of each seed in the order in which they are drawn, each as its instances.
     drawn: tuple[tuple[tuple[int, ...], ...], ...]
@@ -111,9 +113,11 @@ def make_design(
     images: dict[str, list[int]] = {}
     for number in sorted(number for unit in order[n_test:] for number in by_unit[unit]):
         images.setdefault(instances[number].image_key, []).append(number)
-    drawn = (_shuffled(sorted(images), identity, seed, 1 + one) for one in range(n_seeds))
+    drawn = [_shuffled(sorted(images), identity, seed, 1 + one) for one in range(n_seeds)]
+    sizes = {name: len(numbers) for name, numbers in images.items()}
     return Design(
         identity=identity,
+        key=short_key([identity, [instances[number].image_key for number in test], sizes, drawn]),
         test=tuple(test),
         drawn=tuple(tuple(tuple(images[name]) for name in names) for names in drawn),
     )
