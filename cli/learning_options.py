@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.params import KeyValue
+from cli.params import KeyValue, Names
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -50,6 +50,14 @@ data_option = click.option(
     default=None,
     metavar="[NAME=]FORMAT:PATH",
     help="Take labels from here, joined to stored rows by the image.",
+)
+holdout_option = click.option(
+    "--holdout-species",
+    "holdout",
+    type=Names(),
+    default=(),
+    metavar="NAME[,NAME...]",
+    help="Leave out every image that shows one of these labels (species, individuals).",
 )
 cache_option = click.option(
     "--cache",

@@ -51,6 +51,21 @@ class Counts(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, str(value).split(",")))
 
 
+class Names(click.ParamType[tuple[str, ...]]):
+    """``NAME`` or ``NAME,NAME,...``, each once."""
+
+    name = "NAME[,NAME...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Give the names."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in value.split(","))
+        if "" in names or len(set(names)) < len(names):
+            self.fail(f"{value!r} is no {self.name}, such as fox,rabbit.", param, ctx)
+        return names
+
+
 class KeyValue(click.ParamType[tuple[str, str]]):
     """``KEY=VALUE``, the value still being text."""
 

@@ -15,11 +15,13 @@ from featstore.files import next_number, read_parquet, write_json, write_parquet
 from featstore.geometry import clip_box
 from featstore.hashing import canonical_json, image_key, short_key
 from featstore.images import probe
+from featstore.skeleton import Skeleton
 from featstore.store import StoreFolder, crop_text
 from featstore.types import (
     FeatureReader,
     Item,
     NamesClasses,
+    NamesKeypoints,
     Progress,
     ProgressCallback,
     Reader,
@@ -66,8 +68,9 @@ class BadImage:
 
 
 def item_id(dataset: str, item: Item) -> str:
-    """Name an item by its data set, path and crop: 16 hex digits."""
-    return short_key([dataset, item.path, crop_text(item.crop)])
+    """Name an item by its data set, path, crop and, if it has one, instance: 16 hex digits."""
+    parts = [dataset, item.path, crop_text(item.crop)]
+    return short_key(parts if item.instance is None else [*parts, item.instance])
 
 
 def find_items(
@@ -131,6 +134,9 @@ def write_items(store: StoreFolder, reader: Reader, found: Sequence[FoundItem]) 
     names = class_names(reader)
     if names is not None:
         about["classes"] = list(names)
+    skeleton = skeleton_of(reader)
+    if skeleton is not None:
+        about["skeleton"] = skeleton.to_json()
     path = folder / "dataset.json"
     if not path.exists() or json.loads(path.read_text()) != about:
         write_json(path, about)
@@ -180,8 +186,13 @@ def class_names(reader: Reader) -> tuple[str, ...] | None:
     return reader.class_names() if isinstance(reader, NamesClasses) else None
 
 
+def skeleton_of(reader: Reader) -> Skeleton | None:
+    """Give the keypoints that a reader's items mark, where they mark any."""
+    return reader.skeleton() if isinstance(reader, NamesKeypoints) else None
+
+
 def read_dataset(store: StoreFolder, dataset: str) -> dict[str, Any]:
-    """Read what a data set is: format, spec, licence, homepage, and perhaps its classes."""
+    """Read what a data set is: format, spec, licence, homepage, perhaps classes and skeleton."""
     path = store.items_path(dataset) / "dataset.json"
     return dict(json.loads(path.read_text()))
 

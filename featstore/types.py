@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from featstore.skeleton import Skeleton
+
 Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)`` in continuous pixels."""
 
@@ -37,7 +39,7 @@ class Item:
 
     `attributes` holds whatever is small and not dense (scalar labels, boxes, keypoints) as JSON
     values. `group` names what may never be cut by a split or a bootstrap (scene, video, camera,
-    individual).
+    individual). `instance` tells items apart that show the same region of the same image.
     """
 
     path: str  # relative to the data set's root, with forward slashes
@@ -48,6 +50,7 @@ class Item:
     crop: Box | None = None  # region of the image, in original pixels
     attributes: Mapping[str, Any] = field(default_factory=dict)
     label_kinds: tuple[str, ...] = ()  # dense labels that the reader can give for this item
+    instance: str | None = None  # which thing in the image, where path and crop leave that open
 
 
 @runtime_checkable
@@ -128,6 +131,15 @@ class NamesClasses(Protocol):
 
     def class_names(self) -> tuple[str, ...] | None:
         """Name the classes, the first one being 0; None where nothing names them."""
+        ...
+
+
+@runtime_checkable
+class NamesKeypoints(Protocol):
+    """A reader whose items have keypoints among their attributes, all of one skeleton."""
+
+    def skeleton(self) -> Skeleton:
+        """Name the keypoints in the order of the items' attribute ``keypoints``."""
         ...
 
 

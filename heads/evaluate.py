@@ -17,10 +17,12 @@ from featstore import open as open_store
 from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
 from featstore.views import HFLIP
+from heads.facts import measured_facts
 from heads.feed import Feed
 from heads.labels import LabelSource, open_stored_labels
 from heads.metrics import Metric
 from heads.model import Model, load
+from heads.other_features import check_same_backbone
 from heads.predictions import Predict, flip_average, predict_rows
 from heads.runs import PAIRS, RECORD, Run, find_run, read_run
 from heads.selection import (
@@ -39,7 +41,6 @@ from heads.tasks import Task
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
-    from featstore.feature_sets import FinalNorm
 
 _WINDOW = 32  # images measured at a time, at most: their predictions are in memory
 _WINDOW_NUMBERS = 1 << 26
@@ -138,7 +139,7 @@ def evaluate(
     opened = open_store(store_of(found, store))
     features = opened.feature_set(feature_set or found.record["feature_sets"][0])
     if features.key != found.record["feature_sets"][0]:
-        _check_same_backbone(found, features)
+        check_same_backbone(found, features)
         model.read_from(features.taps)
     return measure_run(found, model, features, split=split, data=data, tta=tta, progress=progress)
 
@@ -170,6 +171,7 @@ def measure_run(
         InvalidInputError: Nothing in the split can be measured.
     """
     pairs, labels = pairs_to_measure(run, features, model.task, split, data)
+    model.task.check(measured_facts(pairs, labels))
     feed = Feed(features, model.array_names, model.device)
     predict = predict_rows
     if tta is not None:
@@ -189,34 +191,6 @@ def measure_run(
         note=result.metrics[0].note,
         left_out=dict(result.left_out),
     )
-
-
-def _check_same_backbone(run: Run, features: FeatureSet) -> None:
-    """Refuse features of other weights than the run learned from.
-
-    The hash of the weights covers the position grid, which changes with the size of the images;
-    then the name of the published weights and the final norm tell.
-    """
-    plan, own = features.plan, run.record["plan"]
-    hint = "A head reads only what it has learned to read."
-    if plan is None or own is None:
-        raise invalid("feature_set", features.name, "extracted here, not imported", hint=hint)
-    if plan.weights_sha256 == own["weights_sha256"]:
-        return
-    names = [(one["architecture"], one["tag"]) for one in (own, plan.to_json())]
-    is_random = plan.tag.startswith("random")  # drawn anew for another size
-    norms = [one.final_norm() for one in (_own_features(run, features), features)]
-    if names[0] != names[1] or is_random or not _is_same_norm(*norms):
-        expected = "features of the same weights of the same backbone"
-        raise invalid("feature_set", features.name, expected, hint=hint)
-
-
-def _own_features(run: Run, features: FeatureSet) -> FeatureSet:
-    return features.store.feature_set(run.record["feature_sets"][0])
-
-
-def _is_same_norm(one: FinalNorm | None, other: FinalNorm | None) -> bool:
-    return one is not None and other is not None and np.array_equal(one.weight, other.weight)
 
 
 def locate_run(run: Run | str | Path, *, store: str | Path | None, runs: str | Path | None) -> Run:

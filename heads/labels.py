@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from featstore.datasets import open_dataset
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.hashing import image_key, short_key
-from featstore.items import class_names, item_id, read_dataset
+from featstore.items import class_names, item_id, read_dataset, skeleton_of
+from featstore.skeleton import Skeleton, skeleton_from_json
 from featstore.store import crop_text
 from featstore.types import Item, Label, Reader
 from heads.box_labels import BOXES, boxes_text
+from heads.keypoint_labels import KEYPOINTS, keypoints_text
 
 if TYPE_CHECKING:
     from featstore.api import Store
@@ -36,6 +38,8 @@ union
 select 'class' as kind from items where label is not null
 union
 select 'boxes' as kind from items where contains(attributes, '"boxes":')
+union
+select 'keypoints' as kind from items where contains(attributes, '"keypoints":')
 order by kind
 """
 _CLASSES = """
@@ -44,14 +48,16 @@ from items
 where dataset = $dataset and label is not null
 order by item
 """
-_BOXES = """
-select dataset, item, attributes
+_RECORDED = """
+select dataset, item, label, attributes
 from items
-where contains(attributes, '"boxes":')
+where contains(attributes, $mark)
 order by dataset, item
 """
 CLASS = "class"
 """The kind of label that names the class of a whole image, and is no map."""
+RECORDED = (BOXES, KEYPOINTS)
+"""The kinds that stand among the attributes of items, and are no maps."""
 
 
 class LabelSource(Protocol):
@@ -74,6 +80,10 @@ class LabelSource(Protocol):
 
     def class_names(self, dataset: str) -> tuple[str, ...] | None:
         """Name the classes of a data set's "classes" labels; None where nothing names them."""
+        ...
+
+    def skeleton(self, dataset: str) -> Skeleton | None:
+        """Give the keypoints of a data set's "keypoints" labels; None where it marks none."""
         ...
 
     def image(self, dataset: str, item: str) -> bytes | None:
@@ -114,13 +124,18 @@ class StoredLabels:
         names = read_dataset(self._store.folder, dataset).get("classes")
         return None if names is None else tuple(names)
 
+    def skeleton(self, dataset: str) -> Skeleton | None:
+        """Give what was recorded with the items."""
+        about = read_dataset(self._store.folder, dataset).get("skeleton")
+        return None if about is None else skeleton_from_json(about)
+
     def image(self, dataset: str, item: str) -> bytes | None:
         """Give the stored thumbnail."""
         return self._store.thumbnail(dataset, item)
 
 
 class ItemLabels:
-    """Labels that are no maps, and stand with the items: a class, or boxes, as text in UTF-8."""
+    """Labels that are no maps, and stand with the items: class, boxes or keypoints, as text."""
 
     def __init__(
         self, inner: LabelSource, kind: str, texts_of: Callable[[str], Mapping[str, str]]
@@ -129,7 +144,7 @@ class ItemLabels:
 
         Args:
             inner: Where images, formats and specs come from.
-            kind: "class" or "boxes".
+            kind: "class", "boxes" or "keypoints".
             texts_of: Gives item to label for a data set.
         """
         self.kind = kind
@@ -159,6 +174,10 @@ class ItemLabels:
         is_class = self.kind == CLASS
         return tuple(sorted(set(self._texts_of(dataset).values()))) if is_class else None
 
+    def skeleton(self, dataset: str) -> Skeleton | None:
+        """Give the keypoints of the data set."""
+        return self._inner.skeleton(dataset)
+
     def image(self, dataset: str, item: str) -> bytes | None:
         """Give the encoded image of an item."""
         return self._inner.image(dataset, item)
@@ -167,8 +186,8 @@ class ItemLabels:
 def open_stored_labels(store: Store, kind: str) -> LabelSource:
     """Open the labels of one kind that the store itself has."""
     stored = StoredLabels(store, kind)
-    if kind == BOXES:
-        return ItemLabels(stored, BOXES, lambda dataset: _stored_boxes(store).get(dataset, {}))
+    if kind in RECORDED:
+        return ItemLabels(stored, kind, lambda dataset: _stored(store, kind).get(dataset, {}))
     if kind != CLASS:
         return stored
 
@@ -179,11 +198,19 @@ def open_stored_labels(store: Store, kind: str) -> LabelSource:
     return ItemLabels(stored, CLASS, classes_of)
 
 
-def _stored_boxes(store: Store) -> dict[str, dict[str, str]]:
-    """Give the boxes of all items that name some, or say that they have none: by data set."""
+def _text_of(kind: str, attributes: str, label: str | None) -> str | None:
+    """Take boxes or keypoints out of an item's attributes, JSON both; None where it has none."""
+    return boxes_text(attributes) if kind == BOXES else keypoints_text(attributes, label)
+
+
+def _stored(store: Store, kind: str) -> dict[str, dict[str, str]]:
+    """Give the boxes or keypoints of all items that have some, by data set.
+
+    Boxes may also be said to be none.
+    """
     found: dict[str, dict[str, str]] = {}
-    for line in store.sql(_BOXES, {}).to_pylist():
-        text = boxes_text(line["attributes"])
+    for line in store.sql(_RECORDED, {"mark": f'"{kind}":'}).to_pylist():
+        text = _text_of(kind, line["attributes"], line["label"])
         if text is not None:
             found.setdefault(line["dataset"], {})[line["item"]] = text
     return found
@@ -221,6 +248,10 @@ class ReaderLabels:
         """Give the reader's names."""
         return class_names(self._reader)
 
+    def skeleton(self, dataset: str) -> Skeleton | None:
+        """Give the reader's keypoints."""
+        return skeleton_of(self._reader)
+
     def image(self, dataset: str, item: str) -> bytes | None:
         """Give the image itself."""
         return self._reader.read_image(self._items[item])
@@ -242,9 +273,9 @@ def stored_labels(
     """
     if kind == CLASS:
         kept = [line for line in lines if line["label"] is not None]
-    elif kind == BOXES:
-        boxes = _stored_boxes(store)
-        kept = [line for line in lines if line["item"] in boxes.get(line["dataset"], {})]
+    elif kind in RECORDED:
+        texts = _stored(store, kind)
+        kept = [line for line in lines if line["item"] in texts.get(line["dataset"], {})]
     else:
         table = store.sql(_LABELLED, {"kind": kind})
         labelled = set(zip(table["dataset"].to_pylist(), table["item"].to_pylist(), strict=True))
@@ -293,16 +324,20 @@ def reader_labels(data: str, lines: Sequence[Line], *, kind: str) -> tuple[Label
     if kind == CLASS:
         named = {name: item.label for name, item in known.items() if item.label is not None}
         labels = ItemLabels(labels, CLASS, lambda dataset: named)
-    if kind == BOXES:
-        boxes = {name: json.dumps(item.attributes[BOXES]) for name, item in known.items()}
-        labels = ItemLabels(labels, BOXES, lambda dataset: boxes)
+    if kind in RECORDED:
+        texts = {name: _text_of(kind, *_recorded(item)) or "" for name, item in known.items()}
+        labels = ItemLabels(labels, kind, lambda dataset: texts)
     return labels, joined
 
 
 def _has_label(item: Item, kind: str) -> bool:
-    if kind == BOXES:
-        return item.attributes.get(BOXES) is not None
+    if kind in RECORDED:
+        return item.attributes.get(kind) is not None
     return item.label is not None if kind == CLASS else kind in item.label_kinds
+
+
+def _recorded(item: Item) -> tuple[str, str | None]:
+    return json.dumps(dict(item.attributes)), item.label
 
 
 def _joined(reader: Reader, item: Item, stored: Sequence[Line]) -> list[Line]:

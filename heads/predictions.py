@@ -11,7 +11,6 @@ import torch
 
 from featstore.commands import extract_command
 from featstore.errors import NotFoundError
-from featstore.geometry import unflip
 from featstore.views import HFLIP, PLAIN
 from heads.feed import Feed
 from heads.model import Model
@@ -57,10 +56,8 @@ class FlipAverage:
         placements = feed.placements(others)
         plain = predict_rows(model, feed, rows)
         flipped = predict_rows(model, feed, others)
-        # Pixels are turned back here. A task with a channel for each side (left and right
-        # keypoints) must exchange these channels too, here and, for targets, in its `prepare`.
         averaged = [
-            model.task.average([one, unflip(other, placements[row])])
+            model.task.average([one, model.task.unflipped(other, placements[row])])
             for one, other, row in zip(plain, flipped, others, strict=True)
         ]
         return np.stack(averaged)

@@ -25,6 +25,7 @@ from featstore.images import decode_label
 from featstore.npy import load_npy
 from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
 from heads.box_labels import BOXES, box_table
+from heads.keypoint_labels import KEYPOINTS, keypoint_record
 from heads.labels import CLASS, LabelSource
 from heads.selection import Pair
 
@@ -243,7 +244,8 @@ def checked_label(label: Label, placement: Placement) -> tuple[np.ndarray, np.nd
     """Decode a label that must be of its image's size and hold a value.
 
     A class of the whole image is its name, in an array without axes; boxes are a table, see
-    `heads.box_labels.box_table`.
+    `heads.box_labels.box_table`; keypoints are a record without axes, see
+    `heads.keypoint_labels.keypoint_record`.
 
     Raises:
         InvalidInputError: It does not decode, is of another size, or holds no valid value.
@@ -253,6 +255,8 @@ def checked_label(label: Label, placement: Placement) -> tuple[np.ndarray, np.nd
     if label.kind == BOXES:
         table = box_table(label.data.decode())
         return table, np.ones(table.shape, dtype=bool)
+    if label.kind == KEYPOINTS:
+        return keypoint_record(label.data.decode()), np.array(True)
     values, valid = decode_label(label)
     if values.shape != placement.source_hw:
         raise InvalidInputError(

@@ -161,8 +161,8 @@ def _request(store: Store, given: Mapping[str, Any]) -> Request:
         raise InvalidInputError(
             "Nothing says what to learn. Name a task, such as --task depth, or a --preset."
         )
-    taps, options = tuple(said.pop("taps", ())), dict(said.pop("options", {}))
-    return Request(taps=taps, options=options, **said)
+    several = {name: tuple(said.pop(name, ())) for name in ("taps", "holdout")}
+    return Request(**several, options=dict(said.pop("options", {})), **said)
 
 
 def _backbone(store: Store, said: Mapping[str, Any]) -> str | None:
