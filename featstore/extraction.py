@@ -23,7 +23,15 @@ from featstore.planning import Work, bad_rows, plan_work
 from featstore.shard_job import Source, run_jobs
 from featstore.store import FeatureSetFolder, StoreFolder, complete_folder, create_folder, is_store
 from featstore.tail_file import find_tail
-from featstore.types import FeatureReader, Item, Progress, ProgressCallback, Reader, TapShape
+from featstore.types import (
+    FeatureReader,
+    Item,
+    LeavesOut,
+    Progress,
+    ProgressCallback,
+    Reader,
+    TapShape,
+)
 from featstore.version import __version__
 
 
@@ -111,6 +119,8 @@ class Extraction:
         """Hash the images, then store items, labels and thumbnails."""
         found: dict[str, list[FoundItem]] = {}
         for reader in self.readers:
+            for note in reader.notes() if isinstance(reader, LeavesOut) else ():
+                self.progress(Progress(stage="items", message=f"{reader.name}: {note}"))
             items = self.selected[reader.name]
             found[reader.name], unread = find_items(
                 reader, items, n_threads=self.n_threads, progress=self.progress

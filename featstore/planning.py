@@ -21,12 +21,13 @@ from featstore.assign import (
 from featstore.datasets import open_dataset
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.feature_sets import grow_arrays
-from featstore.items import BadImage, FoundItem
+from featstore.items import BadImage, FoundItem, skeleton_of
 from featstore.plan import RunOptions
 from featstore.shard_job import ShardJob, Source
 from featstore.store import FeatureSetFolder
 from featstore.taps import missing_taps
 from featstore.types import Item, Reader
+from featstore.views import HFLIP
 
 
 def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, list[Item]]:
@@ -35,8 +36,10 @@ def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, li
     A limit draws a seeded random part, so that every split has its share.
 
     Raises:
-        InvalidInputError: Nothing is left, or a split exists nowhere.
+        InvalidInputError: Nothing is left, a split exists nowhere, or mirror images are asked for
+            of keypoints that nobody can mirror.
     """
+    _check_mirrors(readers, options.views)
     selected: dict[str, list[Item]] = {}
     seen: set[str] = set()
     for reader in readers:
@@ -48,6 +51,18 @@ def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, li
         selected[reader.name] = items
     _check_splits(options, seen, selected)
     return _limited(selected, options)
+
+
+def _check_mirrors(readers: Sequence[Reader], views: Sequence[str]) -> None:
+    """Refuse mirror images of keypoints where nobody knows which are left and right of a pair."""
+    for reader in readers if HFLIP in views else ():
+        skeleton = skeleton_of(reader)
+        if skeleton is not None and skeleton.swaps is None:
+            raise InvalidInputError(
+                f"The keypoints of {reader.name!r} must be named left and right, as in left_eye "
+                f"and right_eye, for a mirror image exchanges them. Got "
+                f"{', '.join(skeleton.names)}; leave out --views hflip, or rename them."
+            )
 
 
 def _check_splits(

@@ -144,6 +144,15 @@ class NamesKeypoints(Protocol):
 
 
 @runtime_checkable
+class LeavesOut(Protocol):
+    """A reader that passes over part of what its files hold."""
+
+    def notes(self) -> Sequence[str]:
+        """Say in sentences what was left out, and why."""
+        ...
+
+
+@runtime_checkable
 class FeatureReader(Reader, Protocol):
     """A reader that gives features that somebody else extracted, instead of images to run."""
 

@@ -21,9 +21,17 @@ from featstore.images import decode
 from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import select_items
 from featstore.shard_job import Loaded, TapBlock
+from featstore.skeleton import Skeleton
 from featstore.sources import Readers
 from featstore.tail import TailWeights
-from featstore.types import Item, Label, Placement, TapShape, ignore_progress
+from featstore.types import (
+    Item,
+    Label,
+    Placement,
+    ProgressCallback,
+    TapShape,
+    ignore_progress,
+)
 
 GRID = (4, 4)
 DIM = 8
@@ -94,7 +102,10 @@ class FakeReader:
 
 
 class Things(FakeReader):
-    """Depth cut into steps: each step is a class, and those that are near are things."""
+    """Depth cut into steps: each step is a class, and those that are near are things.
+
+    Keypoints are where the mean depth says: a nose between two ears.
+    """
 
     def items(self) -> list[Item]:
         kinds = ("depth", "classes", "instances")
@@ -105,9 +116,26 @@ class Things(FakeReader):
                 group=i.group,
                 label_kinds=kinds,
                 label=("dark", "light")[int(self.depth(i.path).mean() > 3)],
+                attributes=self.animal(i.path),
             )
             for i in super().items()
         ]
+
+    def animal(self, path: str) -> dict[str, Any]:
+        """Give keypoints, the left ear hidden, and a box around them."""
+        height, width = self.source_hw
+        x = width * (float(self.depth(path).mean()) - 1) / 4
+        ears = [[x - 2, height / 2 - 3, 1], [x + 2, height / 2 - 3, 2]]
+        box = [x - 3, height / 2 - 4, x + 3, height / 2 + 1]
+        return {"keypoints": [[x, height / 2, 2], *ears], "box": box}
+
+    def skeleton(self) -> Skeleton:
+        return Skeleton(
+            names=("nose", "left_ear", "right_ear"),
+            edges=((0, 1), (0, 2)),
+            swaps=((1, 2),),
+            sigmas=(0.1, 0.1, 0.1),
+        )
 
     def class_names(self) -> tuple[str, ...]:
         return ("near", "middle", "far", "farthest")
@@ -225,6 +253,7 @@ def fake_extract(
     backbone: Mapping[str, Any] | None = None,
     tail: TailWeights | None = None,
     norm_weight: float = 1.0,
+    progress: ProgressCallback = ignore_progress,
 ) -> ExtractReport:
     """Run the real extraction with the fake backbone."""
     options = options or RunOptions(n_threads=2)
@@ -250,7 +279,7 @@ def fake_extract(
         readers,
         select_items(readers, options),
         options=options,
-        progress=ignore_progress,
+        progress=progress,
         began=time.perf_counter(),
     )
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)

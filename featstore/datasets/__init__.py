@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from featstore.datasets import ade20k as _ade20k  # noqa: F401
+from featstore.datasets import ap10k as _ap10k  # noqa: F401
 from featstore.datasets import bsds as _bsds  # noqa: F401
 from featstore.datasets import cityscapes as _cityscapes  # noqa: F401
 from featstore.datasets import coco as _coco  # noqa: F401

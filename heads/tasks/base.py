@@ -64,7 +64,6 @@ class Task(ABC):
     predicts_logs: ClassVar[bool] = False  # log-probabilities; their exponents are averaged
     stage: ClassVar[str] = "dense"  # how a head ends that can do so in several ways: heads.stages
     meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
-    identities: tuple[str, ...] = ()  # names of what targets number as ``identity``
     n_outputs: int
     numbers: int = 1  # of `n_outputs` for each thing that is asked for: x and y of a keypoint
     settings: TaskSettings

@@ -10,12 +10,13 @@ from featstore.datasets import READERS, open_dataset
 from featstore.errors import NotFoundError
 from featstore.images import decode, decode_label, probe
 from featstore.types import FeatureReader, Reader
+from tests.animals import ANIMAL_MAKERS
 from tests.datasets import MAKERS
 
 
 @pytest.fixture(params=list(READERS))
 def text(request, tmp_path):
-    return MAKERS[request.param](tmp_path)
+    return {**MAKERS, **ANIMAL_MAKERS}[request.param](tmp_path)
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_it_keeps_the_protocol(reader):
 def test_items_are_there_and_told_apart(reader):
     items = reader.items()
     assert len(items) >= 4
-    assert len({(item.path, item.crop) for item in items}) == len(items)
+    assert len({(item.path, item.crop, item.instance) for item in items}) == len(items)
     for item in items:
         assert not item.path.startswith("/")
         assert "\\" not in item.path
