@@ -59,8 +59,9 @@ def pareto_chart(dots: Sequence[Dot], frontier: Sequence[Dot], *, title: str, y_
     is_best = {dot.name for dot in frontier}
     parts = [plane.axes("trained parameters of an identity", y_label)]
     parts.append(f'<polyline class="c1 thin" points="{path}"/>')
+    parts += plane.names(dots)
     parts += [plane.dot(dot, "c1" if dot.name in is_best else "off") for dot in dots]
-    return _svg(title, _PLANE_HEIGHT, [*parts, *plane.names(dots)])
+    return _svg(title, _PLANE_HEIGHT, parts)
 
 
 def plane_chart(dots: Sequence[Dot], *, title: str, x_label: str, y_label: str) -> str:
@@ -68,8 +69,9 @@ def plane_chart(dots: Sequence[Dot], *, title: str, x_label: str, y_label: str) 
     heights = [each for dot in dots for each in (dot.y, dot.low, dot.high) if each is not None]
     plane = _Plane(x=_linear_scale([dot.x for dot in dots]), y=_linear_scale([0.0, *heights]))
     parts = [plane.axes(x_label, y_label), plane.zero()]
-    parts += [plane.dot(dot, "c1") for dot in dots]
-    return _svg(title, _PLANE_HEIGHT, [*parts, *plane.names(dots)])
+    return _svg(
+        title, _PLANE_HEIGHT, [*parts, *plane.names(dots), *(plane.dot(dot, "c1") for dot in dots)]
+    )
 
 
 def shots_chart(
@@ -238,11 +240,7 @@ class _Plane:
         taken = [_around(self.px(dot.x), self.py(dot.y)) for dot in dots]
         for dot in dots:
             x, y, width = self.px(dot.x), self.py(dot.y), _LETTER * len(dot.name)
-            places = [
-                (x + _GAP, y + 4), (x - _GAP - width, y + 4), (x - width / 2, y - _GAP),
-                (x - width / 2, y + _GAP + 10), (x + _GAP, y - _GAP), (x + _GAP, y + _GAP + 10),
-                (x - _GAP - width, y - _GAP), (x - _GAP - width, y + _GAP + 10),
-            ]  # fmt: skip
+            places = list(_beside(x, y, width))
             boxes = [(left, base - _LINE + 3, left + width, base + 3) for left, base in places]
             costs = [
                 sum(_overlap(box, other) for other in taken) + 2 * _is_outside(box) for box in boxes
@@ -251,6 +249,15 @@ class _Plane:
             taken.append(boxes[best])
             left, base = places[best]
             yield f'<text class="name" x="{left:.1f}" y="{base:.1f}">{escape(dot.name)}</text>'
+
+
+def _beside(x: float, y: float, width: float) -> Iterator[tuple[float, float]]:
+    """List places for a name around its dot, left end and base line, the best ones first."""
+    right, left, middle = x + _GAP, x - _GAP - width, x - width / 2
+    yield from ((right, y + 4), (left, y + 4), (middle, y - _GAP), (middle, y + _GAP + 10))
+    for lines in (1, 2, 3):
+        above, below = y + 4 - lines * _LINE, y + 4 + lines * _LINE
+        yield from ((right, above), (right, below), (left, above), (left, below))
 
 
 _Box = tuple[float, float, float, float]

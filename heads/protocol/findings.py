@@ -174,17 +174,20 @@ def _inits(findings: Findings) -> Iterator[str]:
     few = [shots for shots in findings.plan.shots if shots != ALL and int(shots) <= 1]
     if not {"random", "interpolated"} <= set(findings.plan.inits) or not few:
         return
-    for variant in findings.plan.all_variants:
-        for shots in few:
+    for shots in few:
+        pairs = []
+        for variant in findings.plan.all_variants:
             one, other = (
                 findings.summary(variant, TOKEN, init, shots) for init in ("interpolated", "random")
             )
             if one is not None and other is not None:
-                word = "better" if one.rmse < other.rmse else "no better"
-                yield (
-                    f"{variant}, {_images(shots)}: an interpolated token is {word} than a random "
-                    f"one (RMSE {_number(one.rmse)} and {_number(other.rmse)})."
-                )
+                pairs.append((one.rmse, other.rmse))
+        n_lower = sum(one < other for one, other in pairs)
+        values = "; ".join(f"{_number(one)} and {_number(other)}" for one, other in pairs)
+        yield (
+            f"From {_images(shots)}, a token that begins interpolated has a lower RMSE than one "
+            f"that begins at random in {n_lower} of {len(pairs)} heads ({values})."
+        )
 
 
 def _variants(findings: Findings) -> Iterator[str]:

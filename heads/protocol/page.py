@@ -58,7 +58,6 @@ def page_html(
         _pareto(findings),
         _ways(findings),
         _identities(findings),
-        _distance(findings),
         _variants(findings),
         _gallery(pictures),
         _heads(findings),
@@ -181,6 +180,30 @@ _WAYS_NOTE = (
 
 
 def _identities(findings: Findings) -> str:
+    charts = [each for each in (_intervals(findings), _distance(findings)) if each]
+    if not charts:
+        return ""
+    title = f"Token only, {findings.headline} images, identity by identity"
+    notes = "".join(f"<li>{escape(note)}</li>" for note in findings.notes)
+    return (
+        _section(title, charts, "")
+        + tables.reductions_table(findings)
+        + _IDENTITIES_NOTE
+        + tables.decoder_table(findings)
+        + f'<details><summary>How the intervals were made</summary><ul class="note">{notes}</ul>'
+        "</details>"
+    )
+
+
+_IDENTITIES_NOTE = (
+    '<p class="note">Reduction: of the RMSE over all keypoints, averaged over seeds; of an '
+    "instance: of the RMSE of each instance alone, averaged. Part of its gain: what the token "
+    "takes off the RMSE over what fine-tuning takes off; without bounds where fine-tuning may gain "
+    "nothing. Cosine: of mean L2-normalised features of identities.</p>"
+)
+
+
+def _intervals(findings: Findings) -> str:
     bars = []
     for identity in findings.identities:
         line = findings.line(identity, TOKEN, findings.headline)
@@ -194,14 +217,7 @@ def _identities(findings: Findings) -> str:
         title="RMSE reduction of each identity",
         x_label="RMSE of the mean token less that of the adapted one",
     )
-    title = f"Token only, {findings.headline} images, identity by identity"
-    notes = "".join(f"<li>{escape(note)}</li>" for note in findings.notes)
-    return (
-        f"<h2>{escape(title)}</h2><div class='pair'><div>{chart}</div></div>"
-        f"{tables.identities_table(findings)}"
-        f'<details><summary>How the intervals were made</summary><ul class="note">{notes}</ul>'
-        "</details>"
-    )
+    return f"<div><h3>RMSE reduction</h3>{chart}</div>"
 
 
 def _distance(findings: Findings) -> str:
@@ -212,15 +228,9 @@ def _distance(findings: Findings) -> str:
     for distance, line in pairs:
         assert line.against_base is not None
         gain = line.against_base.relative
-        bounds = [None if each is None else 100 * each for each in (gain.low, gain.high)]
+        low, high = (None if each is None else 100 * each for each in (gain.low, gain.high))
         dots.append(
-            Dot(
-                name=line.identity,
-                x=distance.distance,
-                y=100 * gain.value,
-                low=bounds[0],
-                high=bounds[1],
-            )
+            Dot(name=line.identity, x=distance.distance, y=100 * gain.value, low=low, high=high)
         )
     chart = plane_chart(
         dots,
@@ -229,9 +239,8 @@ def _distance(findings: Findings) -> str:
         y_label="RMSE reduction, %",
     )
     rho = distance_correlation(findings)
-    text = "" if math.isnan(rho) else f" Spearman's correlation: {rho:.2f}."
-    note = f"Cosine of mean L2-normalised features of identities.{text}"
-    return _section("Gain against distance", [f"<div>{chart}</div>"], note)
+    text = "" if math.isnan(rho) else f" (Spearman's correlation {rho:.2f})"
+    return f"<div><h3>Gain against distance{text}</h3>{chart}</div>"
 
 
 def _variants(findings: Findings) -> str:

@@ -19,6 +19,8 @@ _LESS, _MORE = "↓", "↑"
 def html_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], *, n_words: int = 1) -> str:
     """Write a table, the first `n_words` columns being words and the others numbers.
 
+    Where the first column changes after it stood in several rows, a line parts them.
+
     Args:
         titles: Of the columns.
         rows: Cells as text, or as (class, text).
@@ -27,10 +29,11 @@ def html_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], *, n_words:
     head = "".join(
         f"<th{_number_class(n >= n_words)}>{escape(title)}</th>" for n, title in enumerate(titles)
     )
-    body = "".join(
-        f"<tr>{''.join(_cell(cell, n >= n_words) for n, cell in enumerate(row))}</tr>"
-        for row in rows
-    )
+    has_parts = len({row[0] for row in rows}) < len(rows)
+    body = ""
+    for above, row in zip([None, *rows], rows, strict=False):
+        mark = ' class="part"' if has_parts and above and above[0] != row[0] else ""
+        body += f"<tr{mark}>{''.join(_cell(c, n >= n_words) for n, c in enumerate(row))}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
@@ -52,7 +55,7 @@ def _way_row(one: Summary) -> list[Any]:
     count = len(one.identities)
     dash = "-"
     return [
-        "nothing: the mean token" if is_base else one.way.mode,
+        "nothing (mean token)" if is_base else one.way.mode,
         str(one.way.shots),
         f"{one.parameters:,}",
         number(one.rmse, 4),
@@ -71,52 +74,73 @@ def _counts(one: Summary) -> Any:
     return style, f"{one.n_better} / {one.n_worse} / {len(one.identities)}"
 
 
-def identities_table(findings: Findings) -> str:
-    """Tell of every identity what the token does with the headline's images."""
+def reductions_table(findings: Findings) -> str:
+    """Tell of every identity what the token takes off its error, with the headline's images."""
     titles = (
-        "identity", "nearest in training", "cosine", "1 - cosine", "mean token", "token",
-        "RMSE reduction [95 %]", "share", "of an instance [95 %]", "decoder", "RMSE / decoder",
-        "PCK: mean, token, decoder", "gain recovered",
+        "identity", "RMSE, mean", "token", "reduction [95 %]", "share, % [95 %]",
+        "of an instance [95 %]", "PCK, mean", "token", "gain [95 %]",
     )  # fmt: skip
-    rows = [_identity_row(findings, identity) for identity in findings.identities]
+    rows = [_reduction_row(findings, identity) for identity in findings.identities]
+    return html_table(titles, [row for row in rows if row])
+
+
+def _reduction_row(findings: Findings, identity: str) -> list[Any]:
+    line = findings.line(identity, TOKEN, findings.headline)
+    if line is None or line.against_base is None or line.pck_gain is None:
+        return []
+    found = line.against_base
+    share = Estimate(
+        value=100 * found.relative.value,
+        low=None if found.relative.low is None else 100 * found.relative.low,
+        high=None if found.relative.high is None else 100 * found.relative.high,
+    )
+    return [
+        identity,
+        number(found.base_rmse, 4),
+        number(found.rmse, 4),
+        estimate(found.reduction, 4),
+        estimate(share, 1),
+        estimate(found.mean_reduction, 4),
+        number(_pck(findings.line(identity, TOKEN, 0))),
+        number(_pck(line)),
+        estimate(line.pck_gain, 3),
+    ]
+
+
+def decoder_table(findings: Findings) -> str:
+    """Compare the token with fine-tuning, identity by identity, beside how far each one lies."""
+    titles = (
+        "identity", "nearest in training", "cosine", "1 - cosine", "decoder RMSE",
+        "RMSE: token / decoder [95 %]", "tie", "decoder PCK@0.05", "PCK: token / decoder",
+        "part of its gain [95 %]",
+    )  # fmt: skip
+    rows = [_decoder_row(findings, identity) for identity in findings.identities]
     return html_table(titles, [row for row in rows if row], n_words=2)
 
 
-def _identity_row(findings: Findings, identity: str) -> list[Any]:
-    shots = findings.headline
-    line = findings.line(identity, TOKEN, shots)
-    if line is None or line.against_base is None:
-        return []
-    base, best = (findings.line(identity, *which) for which in ((TOKEN, 0), (DECODER, shots)))
+def _decoder_row(findings: Findings, identity: str) -> list[Any]:
+    line = findings.line(identity, TOKEN, findings.headline)
+    best = findings.line(identity, DECODER, findings.headline)
     near = next((each for each in findings.distances if each.identity == identity), None)
-    found, against = line.against_base, line.against_decoder
-    pcks = (_pck(base), _pck(line), _pck(best))
+    if line is None or best is None or line.against_decoder is None:
+        return []
+    is_tie = line.against_decoder.is_tie
     return [
         identity,
         "-" if near is None else near.nearest,
         number(None if near is None else near.cosine),
         number(None if near is None else near.distance),
-        number(found.base_rmse, 4),
-        number(found.rmse, 4),
-        estimate(found.reduction, 4),
-        (("good" if found.is_reduction else ""), percent(found.relative.value)),
-        estimate(found.mean_reduction, 4),
-        number(None if best is None else best.rmse, 4),
-        "-" if against is None else _ratio(line),
-        ", ".join(number(value) for value in pcks),
-        "-" if line.recovery is None else estimate(line.recovery, 2),
+        number(best.rmse, 4),
+        estimate(line.against_decoder.ratio, 2)[1],
+        ("good", "yes") if is_tie else "no",
+        number(_pck(best)),
+        number(line.pck_recovery, 2),
+        "-" if line.recovery is None else estimate(line.recovery, 2)[1],
     ]
 
 
 def _pck(line: Line | None) -> float | None:
     return None if line is None or line.pck is None else line.pck[READINGS[0]]
-
-
-def _ratio(line: Line) -> Any:
-    assert line.against_decoder is not None
-    style = "good" if line.against_decoder.is_tie else ""
-    bounds = line.against_decoder.ratio
-    return style, estimate(bounds, 2)[1]
 
 
 def inits_table(findings: Findings) -> str:
