@@ -37,6 +37,7 @@ class Outcome:
     counted: Mapping[str, int]  # keypoints of which that can be told
     oks: float  # object keypoint similarity; -1: not known
     score: float  # mean confidence, 1 where the head tells none
+    places: tuple[float, ...] = ()  # x and y of keypoints in source pixels, of the first seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +138,7 @@ class CellFolder:
 _OF_UNIT = ("fold", "identity", "is_tuning", "lr", "n_seeds", "steps")
 _OF_WAY = ("variant", "mode", "init")
 _OF_CELL = ("parameters", "seconds", "error")
-_OF_OUTCOME = ("squares", "points", "oks", "score")
+_OF_OUTCOME = ("squares", "points", "oks", "score", "places")
 _SCHEMA = pa.schema(
     [
         ("fold", pa.int64()),
@@ -160,6 +161,7 @@ _SCHEMA = pa.schema(
         ("points", pa.int64()),
         ("oks", pa.float64()),
         ("score", pa.float64()),
+        ("places", pa.list_(pa.float32())),
         *(
             (f"{kind}/{reading}", pa.int64())
             for reading in READINGS
@@ -195,7 +197,7 @@ def _columns(one: Outcome) -> dict[str, Any]:
 
 def _outcome(line: Mapping[str, Any]) -> Outcome:
     return Outcome(
-        **{name: line[name] for name in _OF_OUTCOME},
+        **{**{name: line[name] for name in _OF_OUTCOME}, "places": tuple(line["places"])},
         hits={reading: line[f"hits/{reading}"] for reading in READINGS},
         counted={reading: line[f"counted/{reading}"] for reading in READINGS},
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featstore.errors import invalid, not_found
+from featstore.errors import not_found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,35 +24,16 @@ class Distance:
         return 1.0 - self.cosine
 
 
-def identity_means(features_nd: np.ndarray, identities: Sequence[str]) -> dict[str, np.ndarray]:
-    """Give the mean of the L2-normalised features of each identity.
-
-    Args:
-        features_nd: (images, dim): one vector an image, such as its class token.
-        identities: Of each image.
-
-    Raises:
-        InvalidInputError: A vector is 0 or not finite.
-    """
-    lengths = np.linalg.norm(features_nd.astype(np.float64), axis=1, keepdims=True)
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
-        image = int(np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))[0])
-        raise invalid("features", float(lengths[image, 0]), f"of a length above 0 in image {image}")
-    units = features_nd / lengths
-    names = np.array(identities, dtype=object)
-    return {str(name): units[names == name].mean(axis=0) for name in sorted(set(identities))}
-
-
 def identity_distances(
     means: Mapping[str, np.ndarray], held_out: Sequence[str], training: Sequence[str]
 ) -> list[Distance]:
-    """Find the nearest training identity of each held-out one, by cosine.
+    """Find the nearest training identity of each held-out one, by the cosine of their means.
 
     The published distance is "maximum cosine", whose sign is open: both the cosine and 1 - it are
     kept.
 
     Args:
-        means: Of every identity, see `identity_means`.
+        means: Of every identity: the mean of its images' features, each of length 1.
         held_out: Identities to tell of, in this order.
         training: Identities that were learned from.
 

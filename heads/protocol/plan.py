@@ -6,14 +6,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from featstore.errors import invalid
+from featstore.errors import invalid, not_found
 from heads.protocol.design import ALL, Shots
 
 MAIN = "main"
 """The variant that everything is done with: the head as it was asked for."""
 
-TOKEN, MEAN = "token", "mean"
+TOKEN = "token"
+MEAN, RANDOM, INTERPOLATED = "mean", "random", "interpolated"
+INITS = (MEAN, RANDOM, INTERPOLATED)
+"""Where a token may begin: as the mean of the trained ones, at random, or mixed of them."""
+
 _TUNED_ON_SEEDS = 3
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "film": {"injection": "film"},
+    "film_queries": {"injection": "film_queries"},
+    "no_margin": {"margin_weight": 0.0},
+    "token_proj": {"token_proj": True},
+    "deep": {"layers": 2},
+}
+"""Variants that go by name: where the token enters, what makes it matter, other layouts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +72,9 @@ class Plan:
                 raise invalid(name, given, "one or more, each once")
         if not all(factor > 0 for factor in self.lr_factors):
             raise invalid("lr_factors", self.lr_factors, "positive numbers")
+        for init in self.inits:
+            if init not in INITS:
+                raise not_found("init", init, INITS)
         if MAIN in self.variants:
             raise invalid("variants", MAIN, f"names other than {MAIN}, the head as it is")
 
@@ -101,3 +117,21 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
+    """Read ``NAME`` of `VARIANTS`, or ``NAME:option=value,...``.
+
+    Raises:
+        NotFoundError: No variant goes by this name.
+        InvalidInputError: It does not read so.
+    """
+    name, colon, rest = text.partition(":")
+    if not colon:
+        if name not in VARIANTS:
+            raise not_found("variant", name, VARIANTS)
+        return name, dict(VARIANTS[name])
+    pairs = [pair.partition("=") for pair in rest.split(",")]
+    if not name or not all(key and sign and value for key, sign, value in pairs):
+        raise invalid("variant", text, "NAME:option=value,..., such as deep:layers=2")
+    return name, {key: value for key, _, value in pairs}

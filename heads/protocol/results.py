@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from heads.metrics.keypoints import similarity_precision
 from heads.protocol.cells import READINGS, Cell
 from heads.protocol.design import Shots
 from heads.protocol.pareto import Point
@@ -125,6 +126,7 @@ class _Identity:
             "rmse": errors.rmse(),
             "rmse_seeds": tuple(map(float, errors.rmses_s())),
             "pck": {reading: _mean_hits(cell, reading) for reading in READINGS},
+            "oks_ap": _precision(cell),
         }
         draws = self._resamples(cell.groups, len(cell.outcomes))
         base = self._cells.get(Way(variant=way.variant, mode=TOKEN, init=MEAN, shots=0))
@@ -143,6 +145,16 @@ class _Identity:
 def _mean_hits(cell: Cell, reading: str) -> float:
     is_known = any(one.counted[reading] for one in cell.outcomes[0])
     return cell.hits(reading).mean() if is_known else math.nan
+
+
+def _precision(cell: Cell) -> float | None:
+    """Give OKS-AP, averaged over the seeds; None where no similarity is known."""
+    values = [
+        similarity_precision([one.oks for one in seed], [one.score for one in seed])
+        for seed in cell.outcomes
+    ]
+    mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else None
 
 
 def summarise(lines: Sequence[Line]) -> list[Summary]:

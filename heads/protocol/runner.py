@@ -12,7 +12,7 @@ from featstore.errors import InvalidInputError
 from featstore.types import Progress, ProgressCallback
 from heads.protocol.cells import Cell, CellFolder, Outcome, Unit
 from heads.protocol.design import ALL, Design, Shots
-from heads.protocol.plan import Plan, Way
+from heads.protocol.plan import RANDOM, Plan, Way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +148,7 @@ def _tuning_units(plan: Plan, task: Task, way: Way) -> list[Unit]:
 
 def _is_random(way: Way) -> bool:
     """Whether seeds differ: not where nothing is drawn."""
-    return way.is_trained or way.init == "random"
+    return way.is_trained or way.init == RANDOM
 
 
 class _Counter:

@@ -85,6 +85,8 @@ def test_the_base_and_the_decoder_are_not_compared_with_themselves():
     assert base.against_base is None
     assert decoder.against_decoder is None
     assert (base.parameters, decoder.parameters) == (0, 1000)
+    # All similarities are 0.7: found at the limits 0.50 to 0.70, of ten.
+    assert base.oks_ap == pytest.approx(0.5)
 
 
 def test_pck_is_compared_as_a_share_of_the_decoders():
