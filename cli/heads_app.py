@@ -13,6 +13,7 @@ from cli.figure_command import figure
 from cli.layers_command import layers
 from cli.predict_command import predict
 from cli.presets_command import presets
+from cli.protocol_command import protocol
 from cli.run_commands import evaluate, ls, rm
 from cli.show_command import show
 from cli.table_command import table
@@ -41,6 +42,7 @@ COMMANDS = (
     predict,
     export,
     layers,
+    protocol,
     table,
     figure,
     show,

@@ -66,6 +66,36 @@ class Names(click.ParamType[tuple[str, ...]]):
         return names
 
 
+class Words(click.ParamType[tuple[str, ...]]):
+    """``WORD,WORD,...``, each once."""
+
+    name = "NAME[,NAME...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Give the words."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(word.strip() for word in value.split(","))
+        if "" in words or len(set(words)) < len(words):
+            self.fail(f"{value!r} must be words parted by commas, each once.", param, ctx)
+        return words
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """``NUMBER,NUMBER,...``."""
+
+    name = "NUMBER[,NUMBER...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Give the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be numbers parted by commas.", param, ctx)
+
+
 class KeyValue(click.ParamType[tuple[str, str]]):
     """``KEY=VALUE``, the value still being text."""
 

@@ -203,6 +203,20 @@ class _SimilarityPrecision:
         return found
 
 
+def similarity_precision(oks: Sequence[float], scores: Sequence[float]) -> float:
+    """Give COCO's average precision of some animals, each of which counts once.
+
+    Args:
+        oks: Object keypoint similarity of each, `UNKNOWN` where it cannot be told.
+        scores: Mean confidence of each.
+
+    Returns:
+        NaN where no similarity is known.
+    """
+    lines: list[Stats] = [{"oks": o, "score": s} for o, s in zip(oks, scores, strict=True)]
+    return float(_SimilarityPrecision(lines)(np.ones((1, len(lines))))[0, 0])
+
+
 class _RiskCoverage:
     """The area under the mean distance of the surest keypoints, against their share of all."""
 
