@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,6 +71,18 @@ def draw_errors(image_hwc: np.ndarray, found: np.ndarray, truth: np.ndarray) -> 
     for start, end in zip(truth[known], found[known, :2].astype(np.float64), strict=True):
         _draw_line(canvas, start, end, width, _ERROR, 1.0)
         _draw_dot(canvas, start, 0.7 * width, _TRUTH, _TRUTH, 1.0)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def draw_box(image_hwc: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Draw a box on a copy of an image: (2, 2) x and y of two opposite corners, in its pixels."""
+    canvas = image_hwc.astype(np.float32)
+    (x0, y0), (x1, y1) = corners
+    ends = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]], dtype=np.float64)
+    width = max(1.0, max(image_hwc.shape[:2]) / 400)
+    for colour, size in ((_OUTLINE, width + 2), (_TRUTH, width)):
+        for start, end in pairwise(ends):
+            _draw_line(canvas, start, end, size, colour, 0.8)
     return np.rint(canvas).astype(np.uint8)
 
 
