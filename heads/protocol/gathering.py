@@ -105,7 +105,7 @@ class Gathering:
             )
             for variant, run in trained.items():
                 model = load(run, device=self._device)
-                skeleton = model.task.options.skeleton()
+                skeleton = model.task.skeleton
                 bench = self._bench(run, model, own)
                 task = Task(
                     fold=number,
@@ -119,7 +119,7 @@ class Gathering:
                 )
                 found = run_task(self._plan, task, self._cells(), self._progress)
                 cells += [*found["test"], *found["tuning"]]
-                names = model.head.options.identity_names
+                names = model.head.options.identities
                 heads.append(
                     describe(
                         run, fold=number, variant=variant, validation=validation, training=names

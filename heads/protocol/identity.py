@@ -144,7 +144,7 @@ def resume_identity_protocol(
     """
     opened = store if isinstance(store, Store) else open_store(store)
     found = folders.find_run(opened.path, run, runs=runs)
-    if found.record.get("kind") != KIND:
+    if not found.is_protocol:
         raise InvalidInputError(
             f"{found.run_id} is no identity protocol but a training. Go on with it by "
             f"`heads train --resume {found.run_id}`."
