@@ -96,6 +96,7 @@ def run_identity_protocol(
         "task": TASKS.full_name(TASK),
         "store": str(opened.path.resolve()),
         "feature_sets": [features.key],
+        "feature_set_names": [features.name],
         "backbone": features.backbone,
         "taps": list(wanted.get("taps", ())),
         "seed": plan.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -74,7 +75,7 @@ def test_its_heads_never_saw_what_is_held_out_nor_what_chose_the_rates(store, do
 
 
 def test_the_page_needs_no_other_file_and_shows_poses(done):
-    text = open(done.page, encoding="utf-8").read()  # noqa: PTH123, SIM115
+    text = Path(done.page).read_text(encoding="utf-8")
     assert "Adapting to cat, dog" in text
     assert text.count("data:image/jpeg;base64,") == 2 * 3 * 4
     assert 'src="http' not in text
@@ -83,7 +84,7 @@ def test_the_page_needs_no_other_file_and_shows_poses(done):
 
 
 def test_the_images_of_halves_and_supports_are_written_down(done):
-    design = json.loads(open(f"{done.path}/design.json", encoding="utf-8").read())  # noqa: PTH123, SIM115
+    design = json.loads(Path(done.path, "design.json").read_text())
     assert design.keys() == {"cat", "dog"}
     drawn = {item for image in design["cat"]["drawn"][0] for item in image}
     assert len(drawn) + len(design["cat"]["test"]) == 12
