@@ -52,7 +52,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
-        self._n_heads = n_heads
+        self.n_heads = n_heads
         self.query, self.key, self.value, self.mix = (nn.Linear(width, width) for _ in range(4))
         for projection in (self.query, self.key, self.value):
             # torch draws the three as one matrix, three times as high.
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     def _split(self, mixed_btd: Tensor) -> Tensor:
         """Give (batch, heads, tokens, channels)."""
-        split: Tensor = mixed_btd.unflatten(2, (self._n_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        split: Tensor = mixed_btd.unflatten(2, (self.n_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
         return split
 
 
