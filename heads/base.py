@@ -47,6 +47,15 @@ class TapTokens:
             image = int((~self.valid.any(dim=1)).nonzero()[0, 0])
             raise invalid("valid", "no valid token", f"true somewhere in image {image}")
 
+    def rows(self, index: Tensor) -> TapTokens:
+        """Give some of the images, perhaps several times."""
+        return TapTokens(
+            patch=self.patch[index],
+            grid=self.grid,
+            prefix=None if self.prefix is None else self.prefix[index],
+            valid=None if self.valid is None else self.valid[index],
+        )
+
     def filled(self, dtype: torch.dtype) -> Tensor:
         """Give `patch` in a dtype, 0 where padded: a padded token may hold anything, NaN too."""
         patch = self.patch.to(dtype)

@@ -7,7 +7,7 @@ over patches and a token is attention over the patches, mixed with the token's v
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,9 +143,18 @@ class Seen:
     Neither holds where the token changes the patches or the queries themselves.
     """
 
-    patches: Sequence[Patches]  # one a layer
+    patches: Sequence[Patches]  # one a layer; after a glance, one a further layer
     query: Tensor | None = None  # (1, queries, width) after they conferred in the first layer
     glance: Glance | None = None  # of the first layer
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Go through all numbers."""
+        for patches in self.patches:
+            yield from (patches.key, patches.value)
+        if self.query is not None:
+            yield self.query
+        if self.glance is not None:
+            yield from (self.glance.query, self.glance.seen, self.glance.mass)
 
     def rows(self, index: Tensor) -> Seen:
         """Give some of the images, perhaps several times."""
@@ -154,6 +163,42 @@ class Seen:
             query=self.query,
             glance=None if self.glance is None else self.glance.rows(index),
         )
+
+
+def joined(parts: Sequence[Seen]) -> Seen:
+    """Lay what some batches of images show one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    layers = zip(*(part.patches for part in parts), strict=True)
+    glances = [part.glance for part in parts if part.glance is not None]
+    return Seen(
+        patches=[
+            Patches(
+                key=torch.cat([each.key for each in layer]),
+                value=torch.cat([each.value for each in layer]),
+                outside=_joined_outside(layer),
+            )
+            for layer in layers
+        ],
+        query=parts[0].query,
+        glance=None
+        if not glances
+        else Glance(
+            query=glances[0].query,
+            seen=torch.cat([glance.seen for glance in glances]),
+            mass=torch.cat([glance.mass for glance in glances]),
+        ),
+    )
+
+
+def _joined_outside(layer: Sequence[Patches]) -> Tensor | None:
+    """Some batches have padding, others none: then theirs is all inside."""
+    if all(each.outside is None for each in layer):
+        return None
+    return torch.cat(
+        [each.value.new_zeros(len(each.value), each.value.shape[2]) if each.outside is None
+         else each.outside for each in layer]
+    )  # fmt: skip
 
 
 class TokenDecoder(nn.Module):
@@ -178,7 +223,7 @@ class TokenDecoder(nn.Module):
         first = self._each()[0]
         query_bqd = first.confer(query_bqd)
         glance = first.cross.glance(query_bqd, seen.patches[0])
-        return Seen(patches=seen.patches, query=query_bqd, glance=glance)
+        return Seen(patches=seen.patches[1:], query=query_bqd, glance=glance)
 
     def forward(self, seen: Seen, token_bd: Tensor | None) -> Tensor:
         """Give (batch, queries, width) of what `glance` gave, and a token an image.
@@ -191,7 +236,7 @@ class TokenDecoder(nn.Module):
         assert seen.glance is not None
         first, *others = self._each()
         answer_bqd = first.conclude(seen.query, seen.glance, token_bd)
-        for layer, patches in zip(others, seen.patches[1:], strict=True):
+        for layer, patches in zip(others, seen.patches, strict=True):
             query_bqd = layer.confer(answer_bqd)
             glance = layer.cross.glance(query_bqd, patches)
             answer_bqd = layer.conclude(query_bqd, glance, token_bd)

@@ -161,8 +161,8 @@ def make_request(store: Store, given: Mapping[str, Any]) -> Request:
         raise InvalidInputError(
             "Nothing says what to learn. Name a task, such as --task depth, or a --preset."
         )
-    several = {name: tuple(said.pop(name, ())) for name in ("taps", "holdout")}
-    return Request(**several, options=dict(said.pop("options", {})), **said)
+    said |= {name: tuple(said.get(name, ())) for name in ("taps", "holdout")}
+    return Request(options=dict(said.pop("options", {})), **said)
 
 
 def _backbone(store: Store, said: Mapping[str, Any]) -> str | None:

@@ -66,6 +66,7 @@ class Task(ABC):
     meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
     n_outputs: int
     numbers: int = 1  # of `n_outputs` for each thing that is asked for: x and y of a keypoint
+    identities: tuple[str, ...] = ()  # names of what targets number as ``identity``
     settings: TaskSettings
     criterion: nn.Module | None = None  # what the loss learns beside the head; not part of it
 
