@@ -25,10 +25,10 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pyarrow.parquet as pq
-from heads.adaptation import Recipe
 
 import featstore
 from featstore.types import Progress
+from heads.adaptation import Recipe
 from heads.protocol.identity import run_identity_protocol
 from heads.protocol.plan import Plan, parse_variant
 

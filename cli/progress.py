@@ -24,6 +24,7 @@ _UNITS = {
     "evaluate": "images",
     "predict": "images",
     "cka": "mini-batches",
+    "protocol": "cells",
 }
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tests.fake_animals import Animals
 
 import featstore
 from cli.common import exit_code
@@ -16,6 +15,7 @@ from featstore.errors import InvalidInputError, NotFoundError
 from heads.protocol.identity import resume_identity_protocol, run_identity_protocol
 from heads.protocol.plan import Plan
 from heads.runs import list_runs, read_run
+from tests.fake_animals import Animals
 from tests.fakes import fake_extract
 
 PLAN = Plan(
@@ -94,7 +94,7 @@ def test_the_images_of_halves_and_supports_are_written_down(done):
 def test_an_interrupted_protocol_goes_on_to_the_same_numbers(store, done, tmp_path):
     class Stop:
         def __call__(self, report):
-            if report.stage.startswith("fold") and report.done == 4:
+            if report.stage == "protocol" and report.done == 4:
                 raise KeyboardInterrupt
 
     given = {"asked": ASKED, "device": "cpu", "n_resamples": 1000, "runs": tmp_path}
