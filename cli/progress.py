@@ -23,6 +23,7 @@ _UNITS = {
     "targets": "labels",
     "evaluate": "images",
     "predict": "images",
+    "adapt": "adaptations",
     "cka": "mini-batches",
     "protocol": "cells",
 }
