@@ -25,6 +25,7 @@ _UNITS = {
     "predict": "images",
     "adapt": "adaptations",
     "cka": "mini-batches",
+    "protocol": "cells",
 }
 
 
