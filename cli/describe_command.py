@@ -39,7 +39,8 @@ from cli.tables import facts, size, table
     type=Counts(),
     default="1",
     show_default=True,
-    help="Output channels; 1,2 are two heads side by side, as detection has.",
+    help="Output channels (of identity_token: keypoints); 1,2 are two heads side by side, as "
+    "detection has.",
 )
 @click.option(
     "--dtype",
@@ -67,6 +68,7 @@ def describe(
         heads describe deap --width 768 --grid 16x16 --outputs 1
         heads describe deap --width 768 --outputs 1,2
         heads describe deap --width 384 --set mask_form=paper --json
+        heads describe identity_token --width 768 --grid 16x16 --outputs 17
         heads describe vit_split --backbone dinov2_b --grid 37x37 --outputs 150
         heads describe vit_split --preset vit-split-ade20k --backbone dinov2_s --json
     """

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from cli.adapt_command import adapt
 from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
 from cli.export_command import export
@@ -13,6 +14,7 @@ from cli.figure_command import figure
 from cli.layers_command import layers
 from cli.predict_command import predict
 from cli.presets_command import presets
+from cli.protocol_command import protocol
 from cli.run_commands import evaluate, ls, rm
 from cli.show_command import show
 from cli.table_command import table
@@ -37,10 +39,12 @@ def heads() -> None:
 
 COMMANDS = (
     train,
+    adapt,
     evaluate,
     predict,
     export,
     layers,
+    protocol,
     table,
     figure,
     show,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.params import KeyValue
+from cli.params import KeyValue, Names
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -51,6 +51,14 @@ data_option = click.option(
     metavar="[NAME=]FORMAT:PATH",
     help="Take labels from here, joined to stored rows by the image.",
 )
+holdout_option = click.option(
+    "--holdout-species",
+    "holdout",
+    type=Names(),
+    default=(),
+    metavar="NAME[,NAME...]",
+    help="Leave out every image that shows one of these labels (species, individuals).",
+)
 cache_option = click.option(
     "--cache",
     type=click.Choice(["auto", "ram", "gpu", "none"]),
@@ -64,6 +72,14 @@ queries_option = click.option(
     default=None,
     metavar="N",
     help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
+)
+token_option = click.option(
+    "--token",
+    default=None,
+    metavar="FILE|mean|own",
+    help="Of a head with identities: answer with the token of a file that `heads adapt` made, or "
+    "with the mean of the trained ones; own takes that of each stored image's identity where it "
+    "was trained. [default: own of stored images, mean of new ones]",
 )
 compared_taps_option = click.option(
     "--tap",

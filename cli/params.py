@@ -51,6 +51,51 @@ class Counts(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, str(value).split(",")))
 
 
+class Names(click.ParamType[tuple[str, ...]]):
+    """``NAME`` or ``NAME,NAME,...``, each once."""
+
+    name = "NAME[,NAME...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Give the names."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in value.split(","))
+        if "" in names or len(set(names)) < len(names):
+            self.fail(f"{value!r} is no {self.name}, such as fox,rabbit.", param, ctx)
+        return names
+
+
+class Words(click.ParamType[tuple[str, ...]]):
+    """``WORD,WORD,...``, each once."""
+
+    name = "NAME[,NAME...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Give the words."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(word.strip() for word in value.split(","))
+        if "" in words or len(set(words)) < len(words):
+            self.fail(f"{value!r} must be words parted by commas, each once.", param, ctx)
+        return words
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """``NUMBER,NUMBER,...``."""
+
+    name = "NUMBER[,NUMBER...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Give the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be numbers parted by commas.", param, ctx)
+
+
 class KeyValue(click.ParamType[tuple[str, str]]):
     """``KEY=VALUE``, the value still being text."""
 

@@ -28,6 +28,7 @@ from cli.learning_options import (
     cache_option,
     data_option,
     feature_set_option,
+    holdout_option,
     lr_option,
     seed_option,
     set_option,
@@ -84,6 +85,7 @@ RESUME = "No run was begun yet; start it again."  # later on, the library says h
 @device_option
 @click.option("--resume", default=None, metavar="RUN", help="Go on with an interrupted run.")
 @data_option
+@holdout_option
 @set_option("the head, the task or the training loop")
 @click.option(
     "--sweep",
@@ -108,6 +110,7 @@ def train(store_path: Path, runs_path: Path | None, as_json: bool, **options: An
         heads train --task depth --tap block:8 --steps 600 --batch-size 16 --seed 1
         heads train --task depth --head deap --set mask_form=paper --json
         heads train --task depth --sweep lr=1e-3,3e-4 --sweep mask_form=code,paper
+        heads train --task pose --head identity_token --holdout-species fox,rabbit
         heads train --preset deap-voc
         heads train --preset deap-nyu@paper --lr 5e-4 --seed 1
         heads train --resume @last

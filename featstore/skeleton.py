@@ -66,6 +66,15 @@ def skeleton_from_json(value: Mapping[str, Any]) -> Skeleton:
     )
 
 
+def side_of(name: str) -> str | None:
+    """Tell whether a keypoint's name says "left" or "right"; None where it says neither, or both.
+
+    ``L_Knee`` and ``left_eye`` are left.
+    """
+    sides = {side[0].lower() for side in _SIDE.findall(name)}
+    return {"l": "left", "r": "right"}[sides.pop()] if len(sides) == 1 else None
+
+
 def swaps_from_names(names: Sequence[str]) -> tuple[tuple[int, int], ...] | None:
     """Find left and right by their names: "left_eye" and "right_eye", "L_Knee" and "R_Knee".
 

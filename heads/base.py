@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,31 @@ class TapTokens:
             image = int((~self.valid.any(dim=1)).nonzero()[0, 0])
             raise invalid("valid", "no valid token", f"true somewhere in image {image}")
 
+    def rows(self, index: Tensor) -> TapTokens:
+        """Give some of the images, perhaps several times."""
+        return TapTokens(
+            patch=self.patch[index],
+            grid=self.grid,
+            prefix=None if self.prefix is None else self.prefix[index],
+            valid=None if self.valid is None else self.valid[index],
+        )
+
     def filled(self, dtype: torch.dtype) -> Tensor:
         """Give `patch` in a dtype, 0 where padded: a padded token may hold anything, NaN too."""
         patch = self.patch.to(dtype)
         return patch if self.valid is None else patch.masked_fill(~self.valid[:, :, None], 0.0)
+
+
+class LearnableTask(Protocol):
+    """The part of a task that a head learns from."""
+
+    def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Give the scalar to minimise."""
+        ...
+
+    def losses(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Give the loss of each image, (batch,)."""
+        ...
 
 
 class Head(nn.Module, ABC):
@@ -131,6 +152,27 @@ class Head(nn.Module, ABC):
         return dict(options)
 
     @classmethod
+    def with_identities(
+        cls, options: Mapping[str, Any], identities: Sequence[str], *, numbers: int = 1
+    ) -> dict[str, Any]:
+        """Fill in the options that depend on whom the images show, see `Task.identities`.
+
+        Args:
+            options: All options of the head by name.
+            identities: Whom the training images show, in the order of their numbers.
+            numbers: Of the task for each thing that it asks for, see `Task.numbers`.
+
+        Raises:
+            InvalidInputError: An option does not suit them.
+        """
+        return dict(options)
+
+    @classmethod
+    def n_numbers(cls, options: Mapping[str, Any]) -> int:
+        """Count the outputs for each thing that it is asked for: 1, but x and y of a keypoint."""
+        return 1
+
+    @classmethod
     def asked_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...] | None:
         """Name the taps that its options ask for; None: the user names them, or `default_taps`.
 
@@ -169,6 +211,20 @@ class Head(nn.Module, ABC):
 
     def lr_scales(self) -> Mapping[str, float]:
         """Give factors of the learning rate, by how the names of parameters begin."""
+        return {}
+
+    def output_for(self, inputs: Sequence[TapTokens], targets: Mapping[str, Tensor]) -> Tensor:
+        """Answer for images whose targets are known: a head may know what they show by these."""
+        return self(inputs)
+
+    def learn(
+        self, inputs: Sequence[TapTokens], targets: Mapping[str, Tensor], task: LearnableTask
+    ) -> Tensor:
+        """Give the scalar to minimise for one batch; a head may add a loss of its own."""
+        return task.loss(self.output_for(inputs, targets), targets)
+
+    def diagnose(self, inputs: Sequence[TapTokens]) -> dict[str, float]:
+        """Measure itself on held-out images at each look: what a curve shall show, by name."""
         return {}
 
     def learned(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from heads import (  # noqa: F401  (each files itself)
     bicubic,
     conv,
     deap,
+    identity_token,
     linear,
     maxa,
     pooled,

@@ -43,7 +43,8 @@ def describe_head(
         grid: Rows and columns of a tap.
         backbone: Of the catalogue, in place of `width`.
         taps: What the head reads, unless its options choose.
-        n_outputs: Output channels; several numbers make as many heads, side by side.
+        n_outputs: Output channels, or keypoints where the head asks for these; several numbers
+            make as many heads, side by side.
         dtype: How the features are stored: it decides the bytes read an image.
         options: Options of the head; may be text.
 
@@ -70,8 +71,10 @@ def describe_head(
     shapes, tail = taps_on(head_type, size, grid=grid, named=taps, options=chosen)
     # Shapes are enough: copied blocks may be 200 million numbers.
     device = torch.device("cpu" if tail is None else "meta")
+    asked = (n_outputs,) if isinstance(n_outputs, int) else n_outputs
+    counts = [count * head_type.n_numbers(chosen) for count in asked]
     with device:
-        head = build_head(name, taps=shapes, n_outputs=n_outputs, options=chosen, tail=tail)
+        head = build_head(name, taps=shapes, n_outputs=counts, options=chosen, tail=tail)
     forward_flops, step_flops, output_shape = _count_flops(head, shapes, device)
     n_parameters, n_dead = head.n_parameters(), head.dead_parameters()
     read = dict.fromkeys(shapes)
@@ -117,12 +120,13 @@ def describe_with_preset(
     own = preset.head_options if HEADS[preset.head] is head_type else {}
     said = parse_options(head_type.OPTIONS, {**own, **(options or {})})
     filled = asdict(head_type.OPTIONS(**said))
+    numbers = head_type.n_numbers(filled)
     found = describe_head(
         name,
         backbone=entry.name,
         grid=(-(-needs.image_size[0] // entry.stride), -(-needs.image_size[1] // entry.stride)),
         taps=needs.taps,
-        n_outputs=task_type(**preset.task_options).readouts,
+        n_outputs=[n // numbers for n in task_type(**preset.task_options).readouts],
         dtype=needs.dtype,
         options=head_type.completed(filled, stage=task_type.stage),
     )

@@ -14,14 +14,16 @@ from featstore.images import decode
 from featstore.types import Label, Placement
 from heads.evaluate import labelled
 from heads.feed import Feed
+from heads.keypoint_labels import KEYPOINTS
 from heads.labels import LabelSource
 from heads.model import Model
 from heads.pictures import comparison_png, panels_png, prediction_png
-from heads.predictions import predict_rows
+from heads.predictions import predict_pairs
 from heads.runs import PICTURES
 from heads.selection import Pair
 from heads.targets import checked_label
 from heads.tasks import Task
+from heads.tasks.pose_picture import close_up, moved
 
 
 def draw_pictures(
@@ -34,7 +36,7 @@ def draw_pictures(
     """
     if not pairs:
         return []
-    predictions = predict_rows(model, feed, [pair.row for pair in pairs])
+    predictions = predict_pairs(model, feed, pairs)
     placements = feed.placements([pair.row for pair in pairs])
     places = {pair.key: index for index, pair in enumerate(pairs)}
     files = []
@@ -77,8 +79,10 @@ def _draw(
     labels: LabelSource,
 ) -> bytes:
     values, valid = checked_label(label, placement)
-    prediction = task.at_source(prediction_chw, placement)
     image = _image(pair, labels)
+    if label.kind == KEYPOINTS:
+        image, values, placement = _close_up(image, values, placement)
+    prediction = task.at_source(prediction_chw, placement)
     title = f"{pair.dataset}: {pair.path}"
     if task.unit is not None:
         return comparison_png(
@@ -93,8 +97,19 @@ def _draw(
     if caption:
         return panels_png(title=f"{title}\n{caption}", panels={"input": canvas})
     painted = task.render_with_truth(prediction, values, valid, canvas)
-    legend = task.legend(np.where(valid, values, -1))
+    legend = task.legend(values if label.kind == KEYPOINTS else np.where(valid, values, -1))
     return panels_png(title=title, panels={"input": image, **painted}, legend=legend)
+
+
+def _close_up(
+    image_hwc: np.ndarray | None, record: np.ndarray, placement: Placement
+) -> tuple[np.ndarray, np.ndarray, Placement]:
+    """Show the animal that keypoints are of, enlarged: picture, keypoints in it, placement."""
+    picture, close = close_up(_at_size(image_hwc, placement.source_hw), placement)
+    moved_record = record.copy()
+    keypoints = moved_record[KEYPOINTS]
+    keypoints[:, :2] = moved(record[KEYPOINTS][:, :2], placement, close)
+    return picture, moved_record, close
 
 
 def _at_size(image_hwc: np.ndarray | None, size_hw: tuple[int, int]) -> np.ndarray:

@@ -11,10 +11,10 @@ from featstore import open as open_store
 from featstore.api import Store
 from featstore.errors import InvalidInputError
 from featstore.types import ProgressCallback, ignore_progress
-from heads.labels import CLASS
 from heads.report import RunReport
 from heads.runs import read_run
 from heads.setup import Choices
+from heads.stages import POOLED
 from heads.tap_choice import several_taps
 from heads.tasks import TASKS
 from heads.train import train_many
@@ -135,7 +135,7 @@ def map_layers(
 
 
 def _head_for(task: str) -> str:
-    return POOLED_HEAD if TASKS[task].label_kind == CLASS else MAP_HEAD
+    return POOLED_HEAD if TASKS[task].stage == POOLED else MAP_HEAD
 
 
 def _column(task: str, names: Sequence[str], ends: Sequence[_End]) -> list[Cell]:

@@ -25,6 +25,7 @@ SCHEDULES = ("constant", "cosine", "poly", "onecycle")
 _POLY_POWER = 0.9
 _RISING, _FIRST, _LAST = 0.3, 1 / 25, 1 / 2500  # of "onecycle": share of the steps, of the rate
 AUTO, ONE, ALL = "auto", "one", "all"
+IDENTITY, NONE = "identity", "none"
 VIEWS = (AUTO, ONE, ALL, PLAIN)
 
 
@@ -40,13 +41,16 @@ class LoopOptions:
     The loss on the held-out part is looked at `checks` times in a run; after `patience` looks
     without a better one training stops (0: never). Where other `views` of an image are stored
     than the plain one, an epoch shows one of them, drawn anew each time ("one", which "auto"
-    means then), "all" of them, or the "plain" one; the held-out part is always plain.
+    means then), "all" of them, or the "plain" one; the held-out part is always plain. With
+    `balance` "identity", an epoch is as long and shows each label (species, individual) equally
+    often: images of a rare one several times, others in turn.
     """
 
     schedule: str = "constant"
     warmup: int = 0
     clip: float = 0.0
     views: str = AUTO
+    balance: str = NONE
     checks: int = 20
     patience: int = 8
     val_images: int = 512  # held-out images that are looked at, evenly spaced, at most
@@ -58,6 +62,8 @@ class LoopOptions:
             raise invalid("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         if self.views not in VIEWS:
             raise invalid("views", self.views, f"one of {', '.join(VIEWS)}")
+        if self.balance not in (IDENTITY, NONE):
+            raise invalid("balance", self.balance, f"{IDENTITY} or {NONE}")
         for name, least in (
             ("warmup", 0),
             ("clip", 0),
@@ -157,6 +163,7 @@ class Loop:
         self.curves: list[tuple[int, str, str, float]] = []
         self._bad_checks = 0
         self._looked: list[tuple[int, float]] = []  # pairs and mean loss of a look's batches
+        self._diagnosis: dict[str, float] = {}  # of the head, on the first of these batches
         model.head.train()
         self._random = _get_random(model.device)
         groups = self._parameters()
@@ -203,7 +210,7 @@ class Loop:
         for scale, group in zip(self._lr_scales, self._optimizer.param_groups, strict=True):
             group["lr"] = scale * self.recipe.lr_at(self.step)
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self.model.task.loss(self.model.head(batch.inputs), batch.targets)
+        loss = self.model.head.learn(batch.inputs, batch.targets, self.model.task)
         value = float(loss.item())
         self._check_finite(value, self.step + 1, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -220,9 +227,12 @@ class Loop:
         Raises:
             InvalidInputError: The loss is not finite.
         """
-        self.model.head.eval()
-        loss = self.model.task.held_out_loss(self.model.head(batch.inputs), batch.targets)
-        self.model.head.train()
+        head = self.model.head.eval()
+        output = head.output_for(batch.inputs, batch.targets)
+        loss = self.model.task.held_out_loss(output, batch.targets)
+        if not self._looked:
+            self._diagnosis = head.diagnose(batch.inputs)
+        head.train()
         value = float(loss.item())
         self._check_finite(value, self.step, batch)
         self._looked.append((len(batch.pairs), value))
@@ -248,8 +258,8 @@ class Loop:
         value = sum(n * loss for n, loss in self._looked) / count
         self._looked = []
         self.curves.append((self.step, "val", "loss", value))
-        if metric is not None:
-            self.curves.append((self.step, "val", *metric))
+        measured = [*self._diagnosis.items(), *([] if metric is None else [metric])]
+        self.curves += [(self.step, "val", *each) for each in measured]
         if self.best_value is None or value < self.best_value:
             self._keep_best(value)
         else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from featstore.errors import InvalidInputError, NotFoundError, invalid
+from featstore.errors import InvalidInputError, NotFoundError, invalid, not_found
 from featstore.views import PLAIN
 from heads.labels import LabelSource, reader_labels, stored_labels
 
@@ -46,6 +46,7 @@ class Pair:
     group: str  # unique over data sets; the image itself where the data set names no groups
     image_key: str
     view: str
+    label: str | None = None  # the item's own: a class, a species, an individual
 
     @property
     def key(self) -> tuple[int, str]:
@@ -94,6 +95,7 @@ SCHEMA = pa.schema(
         ("group", pa.string()),
         ("image_key", pa.string()),
         ("view", pa.string()),
+        ("label", pa.string()),
     ]
 )
 
@@ -114,11 +116,14 @@ def select(
     val_fraction: float = 0.1,
     seed: int = 0,
     data: str | None = None,
+    holdout: Collection[str] = (),
 ) -> tuple[Selection, LabelSource]:
     """Choose the pairs to train on, to hold out and to measure.
 
     A split named "val" is the validation part where there is one. Otherwise whole groups of
     `split` are held out, chosen by `seed`. Only plain views are held out or measured.
+
+    Images that show one of the labels `holdout` are in no part, whatever else they show.
 
     Args:
         store: Store.
@@ -130,15 +135,18 @@ def select(
         seed: Chooses the groups.
         data: Data set ``FORMAT:PATH`` whose labels are joined to stored rows by image, in place
             of the labels in the store.
+        holdout: Labels of items (species, individuals) to leave out.
 
     Raises:
         InvalidInputError: The split is empty or nothing in it has such labels.
+        NotFoundError: No item has a label of `holdout`.
     """
     if not 0 <= val_fraction < 1:
         raise invalid("val_fraction", val_fraction, "from 0 to below 1")
     if split == TEST:
         raise invalid("split", split, "a split to train on; test is what the head is measured on")
     labels, by_split = labelled_pairs(store, features, taps=taps, kind=kind, data=data)
+    by_split = without_labels(by_split, holdout)
     train = _required(by_split, split, kind)
     test = plain_pairs(by_split.get(TEST, ()))
     train, val, validation = _hold_out(train, by_split, split, val_fraction, seed)
@@ -221,6 +229,31 @@ def labelled_pairs(
     return labels, by_split
 
 
+def without_labels(
+    by_split: Mapping[str, Sequence[Pair]], labels: Collection[str]
+) -> dict[str, list[Pair]]:
+    """Leave out every image that shows an item of one of `labels`.
+
+    Raises:
+        NotFoundError: No item has such a label; the message offers the nearest.
+    """
+    known = {pair.label for pairs in by_split.values() for pair in pairs if pair.label is not None}
+    for label in labels:
+        if label not in known:
+            raise not_found("label to hold out", label, known)
+    every = (pair for pairs in by_split.values() for pair in pairs)
+    gone = {pair.image_key for pair in every if pair.label in labels}
+    return {
+        name: [pair for pair in pairs if pair.image_key not in gone]
+        for name, pairs in by_split.items()
+    }
+
+
+def labels_of(pairs: Iterable[Pair]) -> tuple[str, ...]:
+    """List the labels that some pairs have, each once, by name."""
+    return tuple(sorted({pair.label for pair in pairs if pair.label is not None}))
+
+
 def rows_with_taps(store: Store, features: FeatureSet, taps: Sequence[str]) -> set[int]:
     """List the stored rows that have all of some taps."""
     chosen = {"feature_set": features.key, "taps": list(taps)}
@@ -244,6 +277,7 @@ def _pair(line: Mapping[str, Any]) -> Pair:
         group=f"image {line['image_key']}" if group is None else f"{line['dataset']}/{group}",
         image_key=line["image_key"],
         view=line["view"],
+        label=line["label"],
     )
 
 

@@ -17,7 +17,8 @@ from featstore.types import ProgressCallback, TapShape
 from featstore.views import PLAIN
 from heads.base import HEADS, Head
 from heads.build import build_head
-from heads.labels import CLASS, LabelSource, open_stored_labels
+from heads.facts import training_facts
+from heads.labels import LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors
 from heads.options import split_options
@@ -33,6 +34,7 @@ from heads.selection import (
     pairs_from_table,
     select,
 )
+from heads.stages import POOLED
 from heads.tap_choice import choose_taps
 from heads.targets import TargetJob, Targets, prepare_targets
 from heads.tasks import TASKS, Task
@@ -60,6 +62,7 @@ class Choices(TypedDict, total=False):
     weight_decay: float | None  # default: the task's
     seed: int  # of first weights, order and held-out groups, default 0
     data: str | None  # FORMAT:PATH of labels to join to stored rows by image
+    holdout: tuple[str, ...]  # labels (species, individuals) whose images are in no part
     preset: str | None  # fills in what is not said, see heads.presets
 
 
@@ -82,6 +85,7 @@ class Request:
     weight_decay: float | None = None
     seed: int = 0
     data: str | None = None
+    holdout: tuple[str, ...] = ()
     preset: str | None = None  # full name of the one that filled this in
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -100,12 +104,15 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """Give JSON values; `request_from_json` inverts it."""
-        return {**asdict(self), "taps": list(self.taps), "options": dict(self.options)}
+        several = {"taps": list(self.taps), "holdout": list(self.holdout)}
+        return {**asdict(self), **several, "options": dict(self.options)}
 
 
 def request_from_json(value: Mapping[str, Any]) -> Request:
     """Rebuild a request from `Request.to_json`."""
-    return Request(**{**value, "taps": tuple(value["taps"])})
+    # Runs of before labels could be held out have none.
+    several = {name: tuple(value.get(name, ())) for name in ("taps", "holdout")}
+    return Request(**{**value, **several})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,10 +167,11 @@ def make_setup(
     selection, labels = _select(features, shapes, kind, request, resumed_path)
     views, selection, told = settle_views(options["loop"]["views"], selection, features)
     options["loop"]["views"] = views
-    names = _class_names(selection, labels) if kind in ("classes", CLASS) else None
-    options["task"] = TASKS[task_name].completed(options["task"], names)
+    facts = training_facts(selection, labels)
+    options["task"] = TASKS[task_name].completed(options["task"], facts)
     task = TASKS[task_name](**options["task"])
     head, tail = _make_head(head_name, task, shapes, features, options["head"])
+    options["head"] = asdict(head.options)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *told, *_apply_norm(model, features, request.tap_norm, device)]
     pairs = (*selection.train, *selection.val)
@@ -227,6 +235,7 @@ def _make_head(
     options: Mapping[str, Any],
 ) -> tuple[Head, TailSpec | None]:
     """Build a head where the task begins; give the backbone's blocks that it holds copies of."""
+    options = HEADS[name].with_identities(options, task.identities, numbers=task.numbers)
     n_blocks = HEADS[name].n_tail_blocks(options)
     tail = features.tail(n_blocks) if n_blocks else None
     spec = None if tail is None else tail.spec
@@ -275,6 +284,7 @@ def _select(
             val_fraction=request.val_fraction,
             seed=request.seed,
             data=request.data,
+            holdout=request.holdout,
         )
     table = pq.read_table(resumed_path / PAIRS)
     train, val, test = (pairs_from_table(table, part) for part in (TRAIN, VAL, TEST))
@@ -285,27 +295,13 @@ def _select(
 
 
 def _check_fits(head: str, task: str) -> None:
-    if HEADS[head].is_pooled in (None, TASKS[task].label_kind == CLASS):
+    if HEADS[head].is_pooled in (None, TASKS[task].stage == POOLED):
         return
     gives = "one answer an image" if HEADS[head].is_pooled else "a map"
     fitting = [name for name, kind in HEADS.items() if kind.is_pooled is not HEADS[head].is_pooled]
     names = ", ".join(short_name(name) for name in fitting)
     expected = f"another head for {task}, as this one gives {gives}"
     raise invalid("head", head, expected, hint=f"Use one of {names}.")
-
-
-def _class_names(selection: Selection, labels: LabelSource) -> tuple[str, ...] | None:
-    """Give the classes of all data sets that are learned from or measured on.
-
-    Raises:
-        InvalidInputError: Two of them name other classes.
-    """
-    pairs = (pair for part in selection.parts().values() for pair in part)
-    known = {name: labels.class_names(name) for name in sorted({pair.dataset for pair in pairs})}
-    if len(set(known.values())) > 1:
-        names = " and ".join(known)
-        raise invalid("data", names, "data sets of the same classes", hint="Use one of them.")
-    return next(iter(known.values()))
 
 
 def _without_bad_labels(selection: Selection, targets: Targets) -> Selection:
@@ -353,4 +349,5 @@ def _train_options(request: Request, recipe: Recipe) -> dict[str, Any]:
         "split": request.split,
         "val_fraction": request.val_fraction,
         "tap_norm": request.tap_norm,
+        **({"holdout": ",".join(request.holdout)} if request.holdout else {}),
     }

@@ -14,12 +14,12 @@ import torch
 from featstore.errors import BadImageError, InvalidInputError
 from heads.evaluate import labelled
 from heads.feed import Feed, Rows
-from heads.loop import Batch
-from heads.predictions import predict_rows
+from heads.loop import IDENTITY, Batch
+from heads.predictions import predict_pairs
 from heads.selection import Pair, evenly
 from heads.setup import Setup
 from heads.targets import checked_label
-from heads.view_choice import choices_of, rows_of_epoch
+from heads.view_choice import balanced, choices_of, labels_of_choices, rows_of_epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,7 @@ class Pass:
         for pair in first.selection.train:
             self._pairs_by_row.setdefault(pair.row, []).append(pair)
         self._choices = choices_of(first.selection.train, first.recipe.loop.views)
+        self._labels = labels_of_choices(self._choices, first.selection.train)
         self._held_out = held_out_pairs(first)
         self.feed = Feed(
             first.features,
@@ -76,7 +77,7 @@ class Pass:
         epoch, start = divmod(step, self.batches_per_epoch)
         seed = self._recipe.seed
         batches = self.feed.shuffled(
-            rows_of_epoch(self._choices, seed=seed, epoch=epoch),
+            rows_of_epoch(self._choices_of_epoch(epoch), seed=seed, epoch=epoch),
             batch_size=self._recipe.batch_size,
             seed=seed,
             epoch=epoch,
@@ -86,6 +87,12 @@ class Pass:
             by_row = [self._pairs_by_row[row] for row in stored.rows]
             pairs = [choices[epoch % len(choices)] for choices in by_row]
             yield Shared(pairs=pairs, stored=stored)
+
+    def _choices_of_epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        if self._recipe.loop.balance != IDENTITY:
+            return self._choices
+        drawn = balanced(self._labels, seed=self._recipe.seed, epoch=epoch)
+        return [self._choices[number] for number in drawn]
 
     def held_out(self) -> Iterator[Shared]:
         """Give the held-out batches, always the same; none where nothing is held out."""
@@ -103,6 +110,7 @@ def pass_key(setup: Setup) -> tuple[object, ...]:
         setup.recipe.batch_size,
         setup.recipe.seed,
         setup.recipe.loop.views,
+        setup.recipe.loop.balance,
         tuple(pair.key for pair in setup.selection.train),
         tuple(pair.key for pair in held_out_pairs(setup)),
     )
@@ -139,7 +147,7 @@ class Supply:
             return None
         setup, task = self._setup, self._setup.model.task
         rows = [pair.row for pair, _, _ in truth]
-        predictions = predict_rows(setup.model, self._feed, rows)
+        predictions = predict_pairs(setup.model, self._feed, [pair for pair, _, _ in truth])
         placements = self._feed.placements(rows)
         stats = [
             task.measure(

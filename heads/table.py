@@ -16,6 +16,7 @@ from typing import Any
 from featstore.errors import NotFoundError, not_found
 from featstore.hashing import short_key
 from heads.build import HEADS
+from heads.loop import NONE
 from heads.options import option_defaults
 from heads.tasks import TASKS
 
@@ -174,7 +175,8 @@ def _recipe(entry: Entry) -> dict[str, Any]:
     """Give what two runs share that differ in nothing but the seed."""
     record, options = entry.record, entry.record["options"]
     train = {name: value for name, value in options["train"].items() if name != "seed"}
-    loop = {name: value for name, value in options["loop"].items() if name not in _LOOK_ONLY}
+    said = {"balance": NONE, **options["loop"]}  # runs of before there was a choice have none
+    loop = {name: value for name, value in said.items() if name not in _LOOK_ONLY}
     return {
         **train,
         **loop,

@@ -97,7 +97,7 @@ def train(
         training = session.open(_resumable(session.store, resume, runs))
     else:
         given = {"task": task, "taps": taps, "options": options, **chosen}
-        training = session.new(_request(session.store, given))
+        training = session.new(make_request(session.store, given))
     (report,) = session.run([training])
     if report is None:
         assert training.error is not None
@@ -144,14 +144,14 @@ def train_many(
                 f"A configuration has {', '.join(unknown)}. It takes task, taps, options and "
                 f"{', '.join(Choices.__annotations__)}."
             )
-        requests.append(_request(session.store, config))
+        requests.append(make_request(session.store, config))
     trainings = [session.new(request) for request in requests]
     reports = session.run(trainings)
     errors = [None if each.error is None else str(each.error) for each in trainings]
     return SweepReport(runs=tuple(reports), errors=tuple(errors), n_passes=len(_by_pass(trainings)))
 
 
-def _request(store: Store, given: Mapping[str, Any]) -> Request:
+def make_request(store: Store, given: Mapping[str, Any]) -> Request:
     """Make a request of what was said, None being nothing; a preset fills in the rest."""
     said = {name: value for name, value in given.items() if value is not None}
     if "preset" in said:
@@ -161,8 +161,8 @@ def _request(store: Store, given: Mapping[str, Any]) -> Request:
         raise InvalidInputError(
             "Nothing says what to learn. Name a task, such as --task depth, or a --preset."
         )
-    taps, options = tuple(said.pop("taps", ())), dict(said.pop("options", {}))
-    return Request(taps=taps, options=options, **said)
+    said |= {name: tuple(said.get(name, ())) for name in ("taps", "holdout")}
+    return Request(options=dict(said.pop("options", {})), **said)
 
 
 def _backbone(store: Store, said: Mapping[str, Any]) -> str | None:
@@ -196,6 +196,11 @@ def _resumable(store: Store, resume: Run | str | Path, runs: str | Path | None) 
         run = folders.read_run(Path(resume))
     else:
         run = folders.find_run(store.path, str(resume), runs=runs)
+    if run.is_protocol:
+        raise InvalidInputError(
+            f"{run.run_id} is an {run.record['kind']}. Go on with it by "
+            f"`heads protocol identity --resume {run.run_id}`."
+        )
     if run.is_finished:
         raise InvalidInputError(f"Run {run.run_id} is finished; start a new one to train longer.")
     if folders.is_held(run.path):

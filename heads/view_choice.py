@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featstore.commands import extract_command
 from featstore.errors import InvalidInputError
 from featstore.order import draw_keys
@@ -16,7 +18,8 @@ from heads.selection import Pair, Selection, plain_pairs
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
 
-_CHOICE = 2  # sets these random numbers apart from those of the order of an epoch
+# Set these random numbers apart from those of the order of an epoch.
+_CHOICE, _BALANCE = 2, 3
 
 
 def settle_views(
@@ -90,6 +93,37 @@ def choices_of(pairs: Sequence[Pair], views: str) -> list[tuple[int, ...]]:
         # All views of an image belong to its items, so the first item tells which belong together.
         choices.setdefault(first_item[row] if views == ONE else row, []).append(row)
     return [tuple(rows) for rows in choices.values()]
+
+
+def labels_of_choices(choices: Sequence[tuple[int, ...]], pairs: Sequence[Pair]) -> list[str]:
+    """Give the label of each entry of `choices_of`: that of its first item, or ""."""
+    first: dict[int, Pair] = {}
+    for pair in sorted(pairs, key=lambda each: (each.dataset, each.item)):
+        first.setdefault(pair.row, pair)
+    return [first[rows[0]].label or "" for rows in choices]
+
+
+def balanced(labels: Sequence[str], *, seed: int, epoch: int) -> list[int]:
+    """Draw as many entries as there are, of each label equally many, by `seed` and `epoch`.
+
+    No entry of a label is drawn once more before all of them were drawn. `labels` has one an
+    entry; the numbers of entries come ascending.
+    """
+    members: dict[str, list[int]] = {}
+    for number, label in enumerate(labels):
+        members.setdefault(label, []).append(number)
+    names = sorted(members)
+    keys = draw_keys(len(labels) + len(names), seed, epoch, _BALANCE)
+    # What the labels cannot share evenly goes to some of them, others in each epoch.
+    extra = set(np.argsort(keys[len(labels) :], kind="stable")[: len(labels) % len(names)].tolist())
+    drawn: list[int] = []
+    for place, name in enumerate(names):
+        quota = len(labels) // len(names) + (place in extra)
+        of_label = np.array(members[name])
+        whole, rest = divmod(quota, len(of_label))
+        drawn += of_label.tolist() * whole
+        drawn += of_label[np.argsort(keys[of_label], kind="stable")[:rest]].tolist()
+    return sorted(drawn)
 
 
 def rows_of_epoch(choices: Sequence[tuple[int, ...]], *, seed: int, epoch: int) -> list[int]:

@@ -255,6 +255,10 @@ def make_rooms(_: Path) -> str:
     return "rooms:n=10,seed=3,size=48x64"
 
 
+def make_creatures(_: Path) -> str:
+    return "creatures:n=12,identities=5,kinds=2,seed=3,size=48x64"
+
+
 def make_features(root: Path) -> str:
     tokens = np.random.default_rng(0).standard_normal((4, 7, 5)).astype(np.float32)
     np.save(root / "tokens.npy", tokens)
@@ -268,6 +272,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "folder.v1": make_folder,
     "manifest.v1": make_manifest,
     "rooms.v1": make_rooms,
+    "creatures.v1": make_creatures,
     "features.v1": make_features,
     "voc.v1": make_voc,
     "coco.v1": make_coco,

@@ -21,9 +21,11 @@ from featstore.images import decode
 from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import select_items
 from featstore.shard_job import Loaded, TapBlock
+from featstore.skeleton import Skeleton
 from featstore.sources import Readers
 from featstore.tail import TailWeights
 from featstore.types import (
+    Box,
     Item,
     Label,
     Placement,
@@ -101,7 +103,10 @@ class FakeReader:
 
 
 class Things(FakeReader):
-    """Depth cut into steps: each step is a class, and those that are near are things."""
+    """Depth cut into steps: each step is a class, and those that are near are things.
+
+    Keypoints are where the mean depth says: a nose between two ears.
+    """
 
     def items(self) -> list[Item]:
         kinds = ("depth", "classes", "instances")
@@ -112,9 +117,26 @@ class Things(FakeReader):
                 group=i.group,
                 label_kinds=kinds,
                 label=("dark", "light")[int(self.depth(i.path).mean() > 3)],
+                attributes=self.animal(i.path),
             )
             for i in super().items()
         ]
+
+    def animal(self, path: str) -> dict[str, Any]:
+        """Give keypoints, the left ear hidden, and a box around them."""
+        height, width = self.source_hw
+        x = width * (float(self.depth(path).mean()) - 1) / 4
+        ears = [[x - 2, height / 2 - 3, 1], [x + 2, height / 2 - 3, 2]]
+        box = [x - 3, height / 2 - 4, x + 3, height / 2 + 1]
+        return {"keypoints": [[x, height / 2, 2], *ears], "box": box}
+
+    def skeleton(self) -> Skeleton:
+        return Skeleton(
+            names=("nose", "left_ear", "right_ear"),
+            edges=((0, 1), (0, 2)),
+            swaps=((1, 2),),
+            sigmas=(0.1, 0.1, 0.1),
+        )
 
     def class_names(self) -> tuple[str, ...]:
         return ("near", "middle", "far", "farthest")
@@ -270,19 +292,25 @@ def fake_extract(
 
 
 def fake_forward(
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray], crops: Sequence[Box | None] | None = None, /
 ) -> list[tuple[dict[str, np.ndarray], Placement]]:
     """Give the tap "norm" of decoded images, as `FakeSource` makes it."""
     mix = np.random.default_rng(7).standard_normal((3, DIM)).astype(np.float32)
     found = []
-    for pixels in images:
-        height, width = pixels.shape[:2]
-        cells = pixels[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
+    for pixels, crop in zip(images, crops or [None] * len(images), strict=True):
+        placement = place(
+            source_hw=(pixels.shape[0], pixels.shape[1]),
+            crop=crop,
+            input_hw=(16, 16),
+            resize="squash",
+            view="plain",
+        )
+        x0, y0, x1, y1 = map(int, placement.box)
+        shown = pixels[y0:y1, x0:x1]
+        height, width = shown.shape[:2]
+        cells = shown[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
         cells = cells.reshape(4, height // 4, 4, width // 4, 3).mean(axis=(1, 3)) / 50
         tokens = cells.reshape(16, 3) @ mix * 2
-        placement = place(
-            source_hw=(height, width), crop=None, input_hw=(16, 16), resize="squash", view="plain"
-        )
         found.append(({"norm": tokens, "norm/prefix": tokens[:1] + 1}, placement))
     return found
 

@@ -14,6 +14,7 @@ from featstore.datasets import ap10k as _ap10k  # noqa: F401
 from featstore.datasets import bsds as _bsds  # noqa: F401
 from featstore.datasets import cityscapes as _cityscapes  # noqa: F401
 from featstore.datasets import coco as _coco  # noqa: F401
+from featstore.datasets import creatures as _creatures  # noqa: F401
 from featstore.datasets import dlc as _dlc  # noqa: F401
 from featstore.datasets import features as _features  # noqa: F401
 from featstore.datasets import folder as _folder  # noqa: F401

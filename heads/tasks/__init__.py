@@ -6,7 +6,8 @@ from heads.tasks import depth as _depth  # noqa: F401
 from heads.tasks import detection as _detection  # noqa: F401
 from heads.tasks import distance as _distance  # noqa: F401
 from heads.tasks import instances as _instances  # noqa: F401
+from heads.tasks import pose as _pose  # noqa: F401
 from heads.tasks import segmentation as _segmentation  # noqa: F401
-from heads.tasks.base import TASKS, Task, TaskSettings, build_task
+from heads.tasks.base import TASKS, LabelFacts, Task, TaskSettings, build_task
 
-__all__ = ["TASKS", "Task", "TaskSettings", "build_task"]
+__all__ = ["TASKS", "LabelFacts", "Task", "TaskSettings", "build_task"]

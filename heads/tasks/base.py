@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from featstore.geometry import unflip
 from featstore.registry import Registry
+from featstore.skeleton import Skeleton
 from featstore.types import Placement
 from heads.base import Head, shift_output_biases
 from heads.metrics import Metric, Stats
@@ -26,6 +29,15 @@ class TaskSettings:
     batch_size: int = 32
     steps: int = 1000
     output_bias: float = 0.0  # added to each output bias of the head before the first step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelFacts:
+    """What the labels of a training tell a task before it is built; None where nobody knows."""
+
+    class_names: tuple[str, ...] | None = None
+    skeleton: Skeleton | None = None  # of keypoints
+    identities: tuple[str, ...] = ()  # who is trained on (species, individuals), in order
 
 
 class PreparedTargets(Protocol):
@@ -53,6 +65,8 @@ class Task(ABC):
     stage: ClassVar[str] = "dense"  # how a head ends that can do so in several ways: heads.stages
     meaning: ClassVar[str] = ""  # what the channels of `predict` are, for who uses them elsewhere
     n_outputs: int
+    numbers: int = 1  # of `n_outputs` for each thing that is asked for: x and y of a keypoint
+    identities: tuple[str, ...] = ()  # names of what targets number as ``identity``
     settings: TaskSettings
     criterion: nn.Module | None = None  # what the loss learns beside the head; not part of it
 
@@ -62,14 +76,15 @@ class Task(ABC):
         return (self.n_outputs,)
 
     @classmethod
-    def completed(
-        cls, options: Mapping[str, Any], class_names: Sequence[str] | None
-    ) -> dict[str, Any]:
+    def completed(cls, options: Mapping[str, Any], facts: LabelFacts) -> dict[str, Any]:
         """Fill in the options that the user left to the data.
 
         Args:
             options: All options of the task by name.
-            class_names: Of the labels, where the data set knows them.
+            facts: What the labels tell.
+
+        Raises:
+            InvalidInputError: The labels do not suit the task.
         """
         return dict(options)
 
@@ -77,6 +92,13 @@ class Task(ABC):
     def label_kind_for(cls, options: Mapping[str, Any]) -> str:
         """Say which label a task of these options learns from, before it is built."""
         return cls.label_kind
+
+    def check(self, facts: LabelFacts) -> None:  # noqa: B027  (most labels say what they are)
+        """Refuse labels that mean something else than those that were learned.
+
+        Raises:
+            InvalidInputError: They do.
+        """
 
     def start(self, head: Head) -> None:
         """Shift the output biases of a new head to where the task begins."""
@@ -119,6 +141,12 @@ class Task(ABC):
                 all prepared targets.
         """
 
+    def losses(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Give the loss of each image, (batch,)."""
+        each = range(len(output))
+        one = [{name: value[i : i + 1] for name, value in targets.items()} for i in each]
+        return torch.stack([self.loss(output[i : i + 1], one[i]) for i in each])
+
     def held_out_loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Give what the best step is chosen by, on images that are not learned from."""
         return self.loss(output, targets)
@@ -126,6 +154,15 @@ class Task(ABC):
     @abstractmethod
     def predict(self, output: Tensor) -> Tensor:
         """Turn a head's output into what is measured, (batch, channels, Ho, Wo)."""
+
+    def unflipped(self, prediction_chw: np.ndarray, placement: Placement) -> np.ndarray:
+        """Bring what `predict` gave for a flipped view to what the plain view's would be.
+
+        Args:
+            prediction_chw: (channels, Ho, Wo).
+            placement: How the flipped view was drawn into the input.
+        """
+        return unflip(prediction_chw, placement)
 
     def average(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
         """Average what `predict` gave for several views of one image, in one frame."""

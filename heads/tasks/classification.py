@@ -15,7 +15,7 @@ from featstore.types import Placement
 from heads.labels import CLASS
 from heads.metrics import Metric, Stats
 from heads.metrics.labels import label_stats, summarise_labels
-from heads.tasks.base import TASKS, Task, TaskSettings
+from heads.tasks.base import TASKS, LabelFacts, Task, TaskSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,14 +61,13 @@ class ClassificationTask(Task):
         self.settings = TaskSettings()
 
     @classmethod
-    def completed(
-        cls, options: Mapping[str, Any], class_names: Sequence[str] | None
-    ) -> dict[str, Any]:
+    def completed(cls, options: Mapping[str, Any], facts: LabelFacts) -> dict[str, Any]:
         """Take the classes from the data.
 
         Raises:
             InvalidInputError: The data has fewer than two.
         """
+        class_names = facts.class_names
         if options["names"] or class_names is None:
             return dict(options)
         if len(class_names) < 2:

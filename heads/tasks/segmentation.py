@@ -16,7 +16,7 @@ from featstore.geometry import sample_nearest, to_source_map
 from featstore.types import Placement
 from heads.metrics import Metric, Stats
 from heads.metrics.classes import PARTS, class_sums, summarise_classes
-from heads.tasks.base import TASKS, Task, TaskSettings
+from heads.tasks.base import TASKS, LabelFacts, Task, TaskSettings
 from heads.tasks.colours import class_colours, dimmed, lay_over
 
 FRAME_HW = (224, 224)
@@ -74,10 +74,9 @@ class SegmentationTask(Task):
         self.settings = TaskSettings()
 
     @classmethod
-    def completed(
-        cls, options: Mapping[str, Any], class_names: Sequence[str] | None
-    ) -> dict[str, Any]:
+    def completed(cls, options: Mapping[str, Any], facts: LabelFacts) -> dict[str, Any]:
         """Take the number of classes, and their names, from the data set."""
+        class_names = facts.class_names
         if class_names is None or options["names"]:
             return dict(options)
         names = "|".join(name.replace("|", "/") for name in class_names)

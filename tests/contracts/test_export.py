@@ -24,7 +24,11 @@ from heads.options import option_defaults
 from heads.tasks import TASKS, build_task
 
 GRID = (3, 4)
-OPTIONS = {"segmentation.v1": {"classes": 3}, "classification.v1": {"names": "a|b|c"}}
+OPTIONS = {
+    "segmentation.v1": {"classes": 3},
+    "classification.v1": {"names": "a|b|c"},
+    "pose.v1": {"names": "a|b|c", "scales": True},
+}
 MISSING = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
 
 

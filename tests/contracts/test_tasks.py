@@ -12,6 +12,7 @@ import torch
 
 from featstore.errors import NotFoundError
 from featstore.geometry import place
+from heads.keypoint_labels import keypoint_record
 from heads.metrics import Metric
 from heads.options import option_defaults
 from heads.tasks import TASKS, Task, build_task
@@ -26,6 +27,14 @@ OPTIONS = {
     "segmentation.v1": {"classes": 6},
     "classification.v1": {"names": "a|b|c|d|e|f"},
     "instances.v1": {"restarts": 2},
+    "pose.v1": {
+        "names": "nose|left|right",
+        "swaps": "1-2",
+        "edges": "0-1|0-2",
+        "sigmas": ".1|.1|.1",
+        "identities": "fox|rabbit",
+        "scales": True,
+    },
 }  # what a data set would tell, and what is quick
 
 
@@ -40,7 +49,7 @@ def task(name: str) -> Task:
 
 
 def output_hw(task: Task) -> tuple[int, int]:
-    return (1, 1) if task.label_kind == "class" else OUTPUT_HW
+    return (1, 1) if task.stage == "pooled" else OUTPUT_HW
 
 
 def make_label(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +57,8 @@ def make_label(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
     valid = rng.random(SOURCE_HW) < 0.8
     if task.label_kind == "class":
         return np.array(str(rng.choice(list("abcdef")))), np.array(True)
+    if task.label_kind == "keypoints":
+        return keypoints(rng), np.array(True)
     if task.label_kind == "classes":
         return rng.integers(0, 6, SOURCE_HW).astype(np.int32), valid
     if task.label_kind == "instances":
@@ -57,6 +68,12 @@ def make_label(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
             ids[y : y + 8, x : x + 8] = number
         return ids, np.ones(SOURCE_HW, bool)
     return rng.uniform(1, 5, SOURCE_HW), valid
+
+
+def keypoints(rng: np.random.Generator) -> np.ndarray:
+    points = np.concatenate([rng.uniform(2, 22, (3, 2)), [[2], [1], [rng.integers(0, 3)]]], axis=1)
+    about = {"keypoints": points.tolist(), "box": [2, 2, 22, 22], "area": None}
+    return keypoint_record(json.dumps({**about, "identity": str(rng.choice(["fox", "owl"]))}))
 
 
 def make_targets(task: Task, n: int) -> dict[str, torch.Tensor]:
@@ -116,7 +133,7 @@ def test_readouts_share_out_the_outputs(task):
 
 
 def test_padding_reaches_neither_loss_nor_gradient(task):
-    if task.label_kind == "class":
+    if task.stage == "pooled":
         pytest.skip("an answer an image has no padding")
     output = make_output(task, 2).requires_grad_()
     task.loss(output, make_targets(task, 2)).backward()
@@ -136,6 +153,9 @@ def test_a_prediction_comes_back_at_the_size_of_the_image(task):
     elif task.label_kind == "class":
         assert found.shape == (task.n_outputs,)
         assert found.sum() == pytest.approx(1)
+    elif task.label_kind == "keypoints":
+        assert found.shape == (3, 3)
+        assert ((found[:, 2] > 0) & (found[:, 2] < 1)).all()
     else:
         assert found.shape == SOURCE_HW
 

@@ -7,7 +7,7 @@ from sklearn.metrics import confusion_matrix
 
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.geometry import place
-from heads.tasks import TASKS, build_task
+from heads.tasks import TASKS, LabelFacts, build_task
 
 
 def squash(source_hw, **changes):
@@ -122,9 +122,15 @@ def test_without_a_number_of_classes_the_message_says_how_to_name_one():
 def test_classes_come_from_the_data_unless_they_are_named():
     kind = TASKS["segmentation"]
     empty = {"classes": None, "names": ""}
-    assert kind.completed(empty, ("a", "b|c")) == {"classes": 2, "names": "a|b/c"}
-    assert kind.completed({**empty, "classes": 200}, ("a", "b"))["classes"] == 200
-    assert kind.completed(empty, None) == empty
+    assert kind.completed(empty, LabelFacts(class_names=("a", "b|c"))) == {
+        "classes": 2,
+        "names": "a|b/c",
+    }
+    assert (
+        kind.completed({**empty, "classes": 200}, LabelFacts(class_names=("a", "b")))["classes"]
+        == 200
+    )
+    assert kind.completed(empty, LabelFacts()) == empty
 
 
 def test_pixels_outside_of_a_crop_have_no_class():

@@ -16,7 +16,7 @@ from featstore.hashing import image_key
 from featstore.items import item_id
 from featstore.types import Item
 from heads import labels as label_sources
-from heads.selection import pairs_from_table, select, select_split
+from heads.selection import labels_of, pairs_from_table, select, select_split
 
 FEATURES = SimpleNamespace(key="f00d")
 
@@ -281,3 +281,32 @@ def test_items_without_a_split_take_that_of_the_stored_row(monkeypatch):
 def test_labels_that_join_nothing_are_refused(monkeypatch, reader, lines, message):
     with pytest.raises(InvalidInputError, match=message):
         join(monkeypatch, reader, lines, split="train")
+
+
+def test_images_of_a_held_out_label_are_in_no_part_whatever_else_they_show():
+    labels = ["fox", "dog", "fox", "cat", "dog", "cat"]
+    lines = [line(n, label=label) for n, label in enumerate(labels)]
+    lines += [line(6, label="dog", image_key="key0"), line(7, label="fox", split="test")]
+    lines += [line(8, label="cat", split="test"), line(9, split="test", image_key="key7")]
+    store = FakeStore(lines)
+    given = {"taps": ["norm"], "kind": "depth", "val_fraction": 0}
+    selection, _ = select(store, FEATURES, **given, holdout=["fox"])
+    # Row 6 shows a dog, in an image that shows a fox; row 9 is an image of one, too.
+    assert [pair.row for pair in selection.train] == [1, 3, 4, 5]
+    assert [pair.row for pair in selection.test] == [8]
+    assert labels_of(selection.train) == ("cat", "dog")
+    whole, _ = select(store, FEATURES, **given)
+    assert labels_of((*whole.train, *whole.test)) == ("cat", "dog", "fox")
+    with pytest.raises(NotFoundError, match=r"'foxx'\. Did you mean 'fox'.* Known: cat, dog, fox"):
+        select(store, FEATURES, **given, holdout=["cat", "foxx"])
+
+
+def test_labels_are_kept_with_the_pairs_of_a_run_and_older_runs_have_none():
+    selection, _ = select(
+        FakeStore([line(0, label="fox"), line(1)]), FEATURES, taps=["norm"], kind="depth"
+    )
+    table = selection.to_table()
+    both = (*pairs_from_table(table, "train"), *pairs_from_table(table, "val"))
+    assert {pair.row: pair.label for pair in both} == {0: "fox", 1: None}
+    older = table.drop_columns(["label"])
+    assert {pair.label for pair in pairs_from_table(older, "train")} == {None}

@@ -50,7 +50,7 @@ def learn(store, task, **changes):
     options = {**SMALL, **changes.pop("options", {})}
     if task == "instances.v1":
         options |= {"restarts": 1, "pixels": 64, "embedding": 6}
-    if task.startswith("classification"):
+    if TASKS[task].stage == "pooled":
         options.pop("queries", None)
         changes.setdefault("head", "attentive_pool")
     chosen = {"task": task, "steps": 8, "batch_size": 8, "device": "cpu", **changes}
@@ -83,6 +83,7 @@ def test_new_images_get_the_answer_of_the_task(store, task, tmp_path):
     shape, dtype = {
         "detection.v1": ((len(found), 5), np.float32),
         "classification.v1": ((2,), np.float32),
+        "pose.v1": ((1, 3, 3), np.float32),
         "segmentation.v1": (reader.source_hw, np.int32),
         "instances.v1": (reader.source_hw, np.int32),
     }.get(task, (reader.source_hw, np.float32))
@@ -202,7 +203,7 @@ def test_a_task_without_labels_says_what_the_data_has(tmp_path):
 
 
 def test_a_head_is_measured_at_another_resolution_than_it_was_trained_at(store, task):
-    if task == "classification.v1":
+    if TASKS[task].stage == "pooled":
         pytest.skip("an answer an image has no resolution")
     report = learn(store, task)
     same = heads.evaluate(report.path, device="cpu", queries=4)

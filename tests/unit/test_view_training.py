@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from featstore.errors import InvalidInputError
 from featstore.plan import RunOptions
 from heads.runs import list_runs, read_run
 from heads.selection import Pair
-from heads.view_choice import choices_of, rows_of_epoch
+from heads.view_choice import balanced, choices_of, labels_of_choices, rows_of_epoch
 from tests.fakes import FakeReader, fake_extract
 
 SMALL = {"queries": 4, "checks": 2, "pictures": 0}
@@ -99,6 +100,43 @@ def test_an_epoch_shows_one_row_of_each_image_and_in_time_every_row():
 def test_all_views_are_rows_of_an_epoch_each():
     choices = choices_of(shown([(4, "a"), (0, "a"), (1, "b")]), "all")
     assert rows_of_epoch(choices, seed=0, epoch=3) == [0, 1, 4]
+
+
+def test_a_balanced_epoch_shows_each_label_equally_often_and_its_images_in_turn():
+    labels = ["cat"] * 6 + ["dog"] * 20 + ["fox"] * 2
+    seen, extra = Counter(), Counter()
+    for epoch in range(60):
+        drawn = balanced(labels, seed=0, epoch=epoch)
+        assert drawn == sorted(drawn)
+        assert len(drawn) == len(labels)
+        counts = Counter(labels[number] for number in drawn)
+        assert sorted(counts.values()) == [9, 9, 10]
+        extra.update(label for label, n in counts.items() if n == 10)
+        # A dog at most once, a cat once or twice, a fox four or five times.
+        times = Counter(drawn)
+        assert all(times[n] in (1, 2) for n in range(6))
+        assert all(times[n] <= 1 for n in range(6, 26))
+        assert all(times[n] in (4, 5) for n in (26, 27))
+        seen.update(drawn)
+        assert drawn == balanced(labels, seed=0, epoch=epoch)
+    assert all(15 < seen[n] < 45 for n in range(6, 26))
+    assert all(8 < extra[label] < 32 for label in ("cat", "dog", "fox"))
+    assert balanced(labels, seed=1, epoch=0) != balanced(labels, seed=0, epoch=0)
+    assert balanced(["", ""], seed=0, epoch=0) == [0, 1]
+
+
+def test_an_entry_has_the_label_of_its_first_item():
+    pairs = [
+        replace(pair, label=label)
+        for pair, label in zip(
+            shown([(0, "b"), (0, "a"), (1, "c"), (4, "a"), (4, "b")]),
+            ["fox", "dog", None, "dog", "fox"],
+            strict=True,
+        )
+    ]
+    choices = choices_of(pairs, "one")
+    assert choices == [(0, 4), (1,)]
+    assert labels_of_choices(choices, pairs) == ["dog", ""]
 
 
 def test_without_other_views_the_choice_changes_nothing(plain_store, monkeypatch):

@@ -1,0 +1,1 @@
+"""Protocols: many small trainings by one plan, their statistics and their report."""
