@@ -38,7 +38,7 @@ def run(store):
 
 @pytest.fixture(scope="module")
 def tokens_run(store):
-    return learn(store, "identity_token", heads=1, ff=8, hidden=4, steps=1)
+    return learn(store, "identity_token", heads=1, ff=8, hidden=4)
 
 
 @pytest.fixture
