@@ -9,7 +9,7 @@ keeps the pictures and splits there are, from 10 on.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -38,7 +38,11 @@ _SIDES = (16, 4096)
 
 
 class RoomsReader:
-    """Renders a picture with its labels when first asked; the last ones are kept, up to 512 MiB."""
+    """Renders a picture with its labels when first asked; the first ones are kept, up to 512 MiB.
+
+    An extraction goes through all pictures several times, always in the same order: if the oldest
+    made room for the newest, none would be there when its turn came again.
+    """
 
     format = "rooms.v1"
     licence = "CC0-1.0"
@@ -55,7 +59,8 @@ class RoomsReader:
         self._size = size
         self._places = _places(n_images)
         self._by_path = {self._path(*place): place for place in self._places}
-        self._pictures: OrderedDict[str, dict[str, bytes]] = OrderedDict()
+        self._pictures: dict[str, dict[str, bytes]] = {}  # compressed
+        self._free_bytes = _CACHE_BYTES
         self._lock = threading.Lock()
         self._scene = lru_cache(maxsize=64)(lambda number: build_scene(self._seed, number))
 
@@ -90,13 +95,14 @@ class RoomsReader:
         with self._lock:
             known = self._pictures.get(item.path)
         if known is not None:
-            return known
+            return {part: zlib.decompress(data) for part, data in known.items()}
         picture = self._render(*self._place(item))
-        n_bytes = sum(len(data) for data in picture.values())
+        kept = {part: zlib.compress(data, 1) for part, data in picture.items()}
+        n_bytes = sum(len(data) for data in kept.values())
         with self._lock:
-            self._pictures[item.path] = picture
-            while len(self._pictures) * n_bytes > _CACHE_BYTES:
-                self._pictures.popitem(last=False)
+            if item.path not in self._pictures and n_bytes <= self._free_bytes:
+                self._pictures[item.path] = kept
+                self._free_bytes -= n_bytes
         return picture
 
     def _render(self, number: int, view: int) -> dict[str, bytes]:
