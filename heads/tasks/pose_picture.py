@@ -41,7 +41,7 @@ def draw_pose(
     places = points[:, :2].astype(np.float64)
     sure = np.nan_to_num(points[:, 2], nan=1.0) if points.shape[1] > 2 else np.ones(len(points))
     opacity = _FAINTEST + (1 - _FAINTEST) * np.clip(sure, 0, 1)
-    known = np.isfinite(places).all(axis=1)
+    known: np.ndarray = np.isfinite(places).all(axis=1)
     width = _line_width(image_hwc, places[known])
     colours = [SIDES[side_of(name)] for name in skeleton.names]
     edges = [(a, b) for a, b in skeleton.edges if known[a] and known[b]]
@@ -117,7 +117,8 @@ def close_up(
         dst=whole,
     )
     picture = draw(image_hwc, cut, interpolation="bicubic", fill_rgb=(128, 128, 128))
-    return picture, replace(placement, source_hw=size_hw, box=tuple(map(float, whole)))
+    box = (0.0, 0.0, float(size_hw[1]), float(size_hw[0]))
+    return picture, replace(placement, source_hw=size_hw, box=box)
 
 
 def moved(points_xy: np.ndarray, old: Placement, new: Placement) -> np.ndarray:
