@@ -222,14 +222,26 @@ def measure_run(
 
 
 def locate_run(run: Run | str | Path, *, store: str | Path | None, runs: str | Path | None) -> Run:
-    """Take a run, the folder of one, or a name to be found in a store or a folder of runs."""
+    """Take a run, the folder of one, or a name to be found in a store or a folder of runs.
+
+    Raises:
+        NotFoundError: There is no such run.
+        InvalidInputError: It is a protocol, which has no head of its own.
+    """
     if isinstance(run, Run):
         return run
     if store is None and runs is None:
         if not (Path(run) / RECORD).is_file():
             raise NotFoundError(f"No run folder at {run}. To look a run up by id, name its store.")
-        return read_run(Path(run))
-    return find_run(store if store is not None else "", str(run), runs=runs)
+        found = read_run(Path(run))
+    else:
+        found = find_run(store if store is not None else "", str(run), runs=runs)
+    if found.is_protocol:
+        raise InvalidInputError(
+            f"{found.run_id} is an {found.record['kind']}, which has no head of its own: look at "
+            f"{found.path / 'page.html'}, or name one of its heads."
+        )
+    return found
 
 
 def store_of(run: Run, store: str | Path | None) -> Path:

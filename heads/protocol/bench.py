@@ -209,7 +209,7 @@ class FirstTokens:
 
     def _interpolated(self, identity: str) -> Tensor:
         assert self._head.tokens is not None
-        names = self._head.options.identity_names
+        names = self._head.options.identities
         known_nc = np.stack([self._units[name].mean(axis=0) for name in names])
         support = list(self._designs[identity].support(ALL, 0))
         new_c = self._units[identity][support].mean(axis=0)

@@ -11,7 +11,7 @@ import numpy as np
 from featstore.api import Store
 from featstore.errors import not_found
 from featstore.skeleton import Skeleton
-from featstore.types import ProgressCallback
+from featstore.types import Progress, ProgressCallback
 from heads.adapt_modes import parts_of
 from heads.feed import Feed
 from heads.identity_token import IdentityToken
@@ -24,7 +24,7 @@ from heads.protocol.cells import Cell, CellFolder
 from heads.protocol.design import Design, check_folds, choose_validation, make_design
 from heads.protocol.findings import HeadRun
 from heads.protocol.plan import Plan, plan_from_json
-from heads.protocol.runner import Task, run_task
+from heads.protocol.runner import Task, count_cells, run_task
 from heads.runs import Run
 
 
@@ -89,6 +89,7 @@ class Gathering:
         heads: list[HeadRun] = []
         designs: dict[str, Design] = {}
         skeleton = None
+        counter = _Counter(self._progress, self._n_cells())
         for number, fold in enumerate(self._plan.folds):
             validation = self._validation(number)
             own = {name: self._design(name) for name in (*fold, validation)}
@@ -105,7 +106,7 @@ class Gathering:
             )
             for variant, run in trained.items():
                 model = load(run, device=self._device)
-                skeleton = model.task.options.skeleton()
+                skeleton = model.task.skeleton
                 bench = self._bench(run, model, own)
                 task = Task(
                     fold=number,
@@ -117,9 +118,9 @@ class Gathering:
                     },
                     validation=validation,
                 )
-                found = run_task(self._plan, task, self._cells(), self._progress)
+                found = run_task(self._plan, task, self._cells(), counter.step)
                 cells += [*found["test"], *found["tuning"]]
-                names = model.head.options.identity_names
+                names = model.head.options.identities
                 heads.append(
                     describe(
                         run, fold=number, variant=variant, validation=validation, training=names
@@ -136,6 +137,14 @@ class Gathering:
             means={name: units.mean(axis=0) for name, units in self._units.items()},
             skeleton=skeleton,
             messages=(*self.messages, *self._left_out()),
+        )
+
+    def _n_cells(self) -> int:
+        plan = self._plan
+        return sum(
+            count_cells(plan, number, variant, {name: self._design(name) for name in fold})
+            for number, fold in enumerate(plan.folds)
+            for variant in plan.all_variants
         )
 
     def _cells(self) -> CellFolder:
@@ -177,3 +186,14 @@ class Gathering:
     def _left_out(self) -> Iterator[str]:
         for path, reason in sorted(self._animals.left_out.items()):
             yield f"{path}: {reason}"
+
+
+class _Counter:
+    """Tells how many cells of all are done."""
+
+    def __init__(self, progress: ProgressCallback, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def step(self) -> None:
+        self._done += 1
+        self._progress(Progress(stage="protocol", done=self._done, total=self._total))

@@ -96,6 +96,7 @@ def run_identity_protocol(
         "task": TASKS.full_name(TASK),
         "store": str(opened.path.resolve()),
         "feature_sets": [features.key],
+        "feature_set_names": [features.name],
         "backbone": features.backbone,
         "taps": list(wanted.get("taps", ())),
         "seed": plan.seed,
@@ -144,7 +145,7 @@ def resume_identity_protocol(
     """
     opened = store if isinstance(store, Store) else open_store(store)
     found = folders.find_run(opened.path, run, runs=runs)
-    if found.record.get("kind") != KIND:
+    if not found.is_protocol:
         raise InvalidInputError(
             f"{found.run_id} is no identity protocol but a training. Go on with it by "
             f"`heads train --resume {found.run_id}`."

@@ -21,7 +21,7 @@ TAP = TapShape(tap="norm", dim=WIDTH, grid=GRID)
 
 def make_head(*, layers=2, **options):
     torch.manual_seed(0)
-    options = {"heads": 2, "ff": 24, "hidden": 5, "identities": "a|b", "layers": layers, **options}
+    options = {"heads": 2, "ff": 24, "hidden": 5, "tokens": "a|b", "layers": layers, **options}
     return build_head("identity_token", taps=[TAP], n_outputs=2 * K, options=options)
 
 
