@@ -41,7 +41,7 @@ def draw_pose(
     places = points[:, :2].astype(np.float64)
     sure = np.nan_to_num(points[:, 2], nan=1.0) if points.shape[1] > 2 else np.ones(len(points))
     opacity = _FAINTEST + (1 - _FAINTEST) * np.clip(sure, 0, 1)
-    known: np.ndarray = np.isfinite(places).all(axis=1)
+    known = np.asarray(np.isfinite(places).all(axis=1))
     width = _line_width(image_hwc, places[known])
     colours = [SIDES[side_of(name)] for name in skeleton.names]
     edges = [(a, b) for a, b in skeleton.edges if known[a] and known[b]]
