@@ -196,7 +196,7 @@ def measure_run(
     Raises:
         InvalidInputError: Nothing in the split can be measured.
     """
-    pairs, labels = pairs_to_measure(run, features, model.task, split, data, identity)
+    pairs, labels = pairs_to_measure(run, features, model.task, split, data, identity=identity)
     model.task.check(measured_facts(pairs, labels))
     feed = Feed(features, model.array_names, model.device)
     predict = token.predict
@@ -269,6 +269,7 @@ def pairs_to_measure(
     task: Task,
     split: str,
     data: str | None,
+    *,
     identity: str | None = None,
 ) -> tuple[Sequence[Pair], LabelSource]:
     """Give the pairs of a split as a run means it, with where their labels come from.

@@ -165,7 +165,8 @@ def _as_coco(photos: Sequence[_Photo], task: PoseTask) -> dict[str, Any]:
         "keypoints": list(skeleton.names),
         "skeleton": [[one + 1, other + 1] for one, other in skeleton.edges],
     }
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, photo in enumerate(photos, 1):
         height, width = photo.size_hw
         images.append({"id": number, "file_name": photo.name, "height": height, "width": width})

@@ -21,7 +21,7 @@ from featstore.types import Box, Placement, Progress, ProgressCallback, ignore_p
 from heads.evaluate import locate_run
 from heads.gallery import paint_prediction
 from heads.model import Model, load
-from heads.photo_boxes import FULL, MIN_SCORE, read_photo_boxes
+from heads.photo_boxes import FULL, MIN_SCORE, PhotoBoxes, read_photo_boxes
 from heads.photo_poses import PhotoPoses
 from heads.runs import Run
 from heads.tasks.pose import PoseTask
@@ -120,18 +120,19 @@ def predict(
     model = load(found, device=device)
     _choose_identity(model, found, token, identity)
     bad: dict[str, str] = {}
-    given: dict[str, Any] = {"forward": forward, "out": Path(out), "names": names}
+    place: dict[str, Any] = {"forward": forward, "out": Path(out), "names": names}
     poses: PhotoPoses | None = None
     if isinstance(model.task, PoseTask):
-        read = None if boxes in (None, FULL) else read_photo_boxes(boxes, min_score=min_score)
-        chosen = {"boxes": read, "scale": box_scale, "batch_size": batch_size, "bad": bad}
-        poses = PhotoPoses(model=model, **given, **chosen)
+        read = _boxes(boxes, min_score)
+        poses = PhotoPoses(
+            model=model, boxes=read, scale=box_scale, batch_size=batch_size, bad=bad, **place
+        )
     elif boxes is not None:
         raise invalid("boxes", str(boxes), f"left out: {found.record['task']} finds no keypoints")
     files: list[str] = []
     for done, part in enumerate(_decoded(names, batch_size, bad), 1):
         if part:
-            files += poses.add(part) if poses else _predict_part(model, part, **given)
+            files += poses.add(part) if poses else _predict_part(model, part, **place)
         n_done = min(done * batch_size, len(names))
         progress(Progress(stage="predict", done=n_done, total=len(names)))
     if not files:
@@ -147,6 +148,13 @@ def predict(
         animals=poses.n_animals if poses else None,
         bad=bad,
     )
+
+
+def _boxes(boxes: str | Path | None, min_score: float) -> PhotoBoxes | None:
+    """Read the boxes that are named; None: whole images."""
+    if boxes is None or boxes == FULL:
+        return None
+    return read_photo_boxes(boxes, min_score=min_score)
 
 
 def _check_images_can_be_read(run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,69 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featstore.errors import BadImageError, InvalidInputError, invalid
+from featstore.errors import BadImageError, InvalidInputError
 from featstore.geometry import to_input, to_source
-from featstore.skeleton import Skeleton
 from featstore.types import Placement
 from heads.keypoint_labels import KEYPOINTS
 from heads.metrics import Metric, Stats
 from heads.metrics.keypoints import SHARE, Judged, keypoint_stats, summarise_keypoints
 from heads.tasks.base import TASKS, LabelFacts, Task, TaskSettings
+from heads.tasks.pose_options import PoseOptions, as_options, check_names, joined, parts_of
 from heads.tasks.pose_picture import draw_errors, draw_pose, side_colours
 
-LOSSES = ("smooth_l1", "l2")
 _MIDDLE = 0.5  # of the frame: where every keypoint begins
 _FIRST_LOG_SCALE = math.log(0.1) - _MIDDLE  # on what a head says, which begins at `_MIDDLE`
 _LEAST_LOG_SCALE = math.log(1e-3)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoseOptions:
-    """Choices of the pose task.
-
-    What the data set's skeleton tells stands here too, so that a run needs nothing else to be
-    read: `names` of keypoints, parted by "|"; `edges` to draw, as "0-1|1-2"; `swaps`, the pairs
-    that a mirror image exchanges, likewise (none: nobody knows); `sigmas` of COCO's similarity,
-    parted by "|". `identities` are the species or individuals that are trained on, parted by "|".
-
-    The `loss` is smooth L1, squared below `beta` (in shares of the frame), or the squared error
-    ("l2"). With `scales` the head also says how sure it is of each keypoint, and the loss is the
-    negative log-likelihood: of a Laplace distribution (of the smooth distance), or of a normal one
-    with "l2".
-    """
-
-    names: str = ""
-    edges: str = ""
-    swaps: str | None = None
-    sigmas: str = ""
-    identities: str = ""
-    loss: str = "smooth_l1"
-    beta: float = 0.05
-    scales: bool = False
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise invalid("loss", self.loss, f"one of {', '.join(LOSSES)}")
-        if not 0 < self.beta < math.inf:
-            raise invalid("beta", self.beta, "a positive number", hint="Try 0.05.")
-        identities = _parts(self.identities)
-        if len(set(identities)) < len(identities):
-            raise invalid("identities", self.identities, "names, each once, parted by |")
-        if self.names:
-            self.skeleton()
-
-    def skeleton(self) -> Skeleton:
-        """Give the skeleton that the options spell out.
-
-        Raises:
-            InvalidInputError: They spell none.
-        """
-        return Skeleton(
-            names=_parts(self.names),
-            edges=_pairs("edges", self.edges),
-            swaps=None if self.swaps is None else _pairs("swaps", self.swaps),
-            sigmas=_numbers("sigmas", self.sigmas) if self.sigmas else None,
-        )
 
 
 @TASKS.register("pose.v1")
@@ -107,7 +57,7 @@ class PoseTask(Task):
                 "--set names=nose|tail."
             )
         self.skeleton = self.options.skeleton()
-        self.identities = _parts(self.options.identities)
+        self.identities = parts_of(self.options.identities)
         self.n_keypoints = len(self.skeleton.names)
         self.numbers = 3 if self.options.scales else 2
         self.n_outputs = self.numbers * self.n_keypoints
@@ -122,12 +72,12 @@ class PoseTask(Task):
         """
         filled = dict(options)
         if not filled["identities"]:
-            filled["identities"] = _joined("identities", facts.identities)
+            filled["identities"] = joined("identities", facts.identities)
         if facts.skeleton is None:
             return filled
-        told = _as_options(facts.skeleton)
+        told = as_options(facts.skeleton)
         if filled["names"]:
-            _check_names(facts.skeleton.names, _parts(filled["names"]))
+            check_names(facts.skeleton.names, parts_of(filled["names"]))
         defaults = PoseOptions()
         return filled | {
             name: text for name, text in told.items() if filled[name] == getattr(defaults, name)
@@ -136,7 +86,7 @@ class PoseTask(Task):
     def check(self, facts: LabelFacts) -> None:
         """Refuse labels of other keypoints, or of another order of them."""
         if facts.skeleton is not None:
-            _check_names(facts.skeleton.names, self.skeleton.names)
+            check_names(facts.skeleton.names, self.skeleton.names)
 
     def prepare(
         self,
@@ -353,58 +303,3 @@ class PoseTask(Task):
 def _size(placement: Placement) -> np.ndarray:
     """Give width and height of the input frame."""
     return np.array(placement.input_hw[::-1], dtype=np.float64)
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return tuple(text.split("|")) if text else ()
-
-
-def _pairs(name: str, text: str) -> tuple[tuple[int, int], ...]:
-    try:
-        ends = [part.split("-") for part in _parts(text)]
-        return tuple((int(one), int(other)) for one, other in ends)
-    except ValueError:
-        raise invalid(name, text, "pairs of numbers, such as 0-1|1-2") from None
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in _parts(text))
-    except ValueError:
-        raise invalid(name, text, "numbers parted by |") from None
-
-
-def _as_options(skeleton: Skeleton) -> dict[str, str | None]:
-    """Spell a skeleton out; `PoseOptions.skeleton` inverts it."""
-
-    def text(pairs: Iterable[tuple[int, int]]) -> str:
-        return "|".join(f"{one}-{other}" for one, other in pairs)
-
-    return {
-        "names": _joined("keypoints", skeleton.names),
-        "edges": text(skeleton.edges),
-        "swaps": None if skeleton.swaps is None else text(skeleton.swaps),
-        "sigmas": "|".join(map(repr, skeleton.sigmas or ())),
-    }
-
-
-def _joined(what: str, names: Iterable[str]) -> str:
-    listed = list(names)
-    if any("|" in name for name in listed):
-        raise invalid(f"{what} of the data", ", ".join(listed), "names without |")
-    return "|".join(listed)
-
-
-def _check_names(given: Sequence[str], expected: Sequence[str]) -> None:
-    """Refuse keypoints of another number or order.
-
-    Raises:
-        InvalidInputError: They differ; the message names the first that does.
-    """
-    if len(given) != len(expected):
-        wanted = f"the {len(expected)} that are learned: {', '.join(expected)}"
-        raise invalid("keypoints of the data", ", ".join(given), wanted)
-    for number, (one, other) in enumerate(zip(given, expected, strict=True)):
-        if one != other:
-            wanted = f"in the order that is learned, where number {number} is {other!r}"
-            raise invalid("keypoints of the data", ", ".join(given), wanted)

@@ -41,19 +41,19 @@ def draw_pose(
     places = points[:, :2].astype(np.float64)
     sure = np.nan_to_num(points[:, 2], nan=1.0) if points.shape[1] > 2 else np.ones(len(points))
     opacity = _FAINTEST + (1 - _FAINTEST) * np.clip(sure, 0, 1)
-    known = np.isfinite(places).all(axis=1)
+    known = np.asarray(np.isfinite(places).all(axis=1))
     width = _line_width(image_hwc, places[known])
     colours = [SIDES[side_of(name)] for name in skeleton.names]
     edges = [(a, b) for a, b in skeleton.edges if known[a] and known[b]]
     for a, b in edges:
         one, shown = (places[a], places[b]), min(opacity[a], opacity[b])
-        _draw_line(canvas, *one, width + 2, _OUTLINE, 0.6 * shown)
+        _draw_line(canvas, *one, width + 2, _OUTLINE, opacity=0.6 * shown)
         sided = b if side_of(skeleton.names[a]) is None else a
-        _draw_line(canvas, *one, width, colours[sided], shown)
+        _draw_line(canvas, *one, width, colours[sided], opacity=shown)
     hidden = np.zeros(len(places), bool) if is_hidden is None else is_hidden
     for number in np.flatnonzero(known):
         inner = _OUTLINE if hidden[number] else colours[number]
-        _draw_dot(canvas, places[number], width, colours[number], inner, opacity[number])
+        _draw_dot(canvas, places[number], width, colours[number], inner, opacity=opacity[number])
     return np.rint(canvas).astype(np.uint8)
 
 
@@ -69,8 +69,8 @@ def draw_errors(image_hwc: np.ndarray, found: np.ndarray, truth: np.ndarray) -> 
     known = np.isfinite(truth).all(axis=1) & np.isfinite(found[:, :2]).all(axis=1)
     width = _line_width(image_hwc, truth[known])
     for start, end in zip(truth[known], found[known, :2].astype(np.float64), strict=True):
-        _draw_line(canvas, start, end, width, _ERROR, 1.0)
-        _draw_dot(canvas, start, 0.7 * width, _TRUTH, _TRUTH, 1.0)
+        _draw_line(canvas, start, end, width, _ERROR, opacity=1.0)
+        _draw_dot(canvas, start, 0.7 * width, _TRUTH, _TRUTH, opacity=1.0)
     return np.rint(canvas).astype(np.uint8)
 
 
@@ -82,7 +82,7 @@ def draw_box(image_hwc: np.ndarray, corners: np.ndarray) -> np.ndarray:
     width = max(1.0, max(image_hwc.shape[:2]) / 400)
     for colour, size in ((_OUTLINE, width + 2), (_TRUTH, width)):
         for start, end in pairwise(ends):
-            _draw_line(canvas, start, end, size, colour, 0.8)
+            _draw_line(canvas, start, end, size, colour, opacity=0.8)
     return np.rint(canvas).astype(np.uint8)
 
 
@@ -117,7 +117,8 @@ def close_up(
         dst=whole,
     )
     picture = draw(image_hwc, cut, interpolation="bicubic", fill_rgb=(128, 128, 128))
-    return picture, replace(placement, source_hw=size_hw, box=tuple(map(float, whole)))
+    box = (0.0, 0.0, float(size_hw[1]), float(size_hw[0]))
+    return picture, replace(placement, source_hw=size_hw, box=box)
 
 
 def moved(points_xy: np.ndarray, old: Placement, new: Placement) -> np.ndarray:
@@ -138,13 +139,14 @@ def _draw_dot(
     width: float,
     colour: tuple[int, int, int],
     inner: tuple[int, int, int],
+    *,
     opacity: float,
 ) -> None:
     size = 2.5 * width
-    _draw_line(canvas, place, place, size + 2, _OUTLINE, 0.8 * opacity)
-    _draw_line(canvas, place, place, size, colour, opacity)
+    _draw_line(canvas, place, place, size + 2, _OUTLINE, opacity=0.8 * opacity)
+    _draw_line(canvas, place, place, size, colour, opacity=opacity)
     if inner != colour:
-        _draw_line(canvas, place, place, 0.5 * size, inner, opacity)
+        _draw_line(canvas, place, place, 0.5 * size, inner, opacity=opacity)
 
 
 def _draw_line(
@@ -153,6 +155,7 @@ def _draw_line(
     end: np.ndarray,
     width: float,
     colour: tuple[int, int, int],
+    *,
     opacity: float,
 ) -> None:
     """Draw a line with round, smooth ends into a float canvas; a dot where it has no length."""

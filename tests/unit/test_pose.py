@@ -11,7 +11,7 @@ from featstore.geometry import place
 from featstore.skeleton import Skeleton
 from heads.keypoint_labels import keypoint_record
 from heads.tasks import TASKS, LabelFacts, build_task
-from heads.tasks.pose import PoseOptions
+from heads.tasks.pose_options import PoseOptions
 
 SKELETON = Skeleton(
     names=("nose", "left", "right"), edges=((0, 1), (0, 2)), swaps=((1, 2),), sigmas=(0.1, 0.2, 0.3)
