@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from cli.adapt_command import adapt
 from cli.common import SETTINGS, run_and_exit
 from cli.describe_command import describe
 from cli.export_command import export
@@ -38,6 +39,7 @@ def heads() -> None:
 
 COMMANDS = (
     train,
+    adapt,
     evaluate,
     predict,
     export,

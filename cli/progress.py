@@ -23,7 +23,9 @@ _UNITS = {
     "targets": "labels",
     "evaluate": "images",
     "predict": "images",
+    "adapt": "adaptations",
     "cka": "mini-batches",
+    "protocol": "cells",
 }
 
 

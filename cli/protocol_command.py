@@ -56,12 +56,8 @@ _PLAN = (
 MODES = "token,token+norms,token+queries,token+output,decoder,lora,bitfit,ia3,adaptformer,prompts"
 
 
-@click.group()
-def protocol() -> None:
-    """Run an experiment of many small trainings, resumable, with its statistics and one page."""
-
-
-@protocol.command()
+@click.command()
+@click.argument("kind", metavar="PROTOCOL", type=click.Choice(["identity"]))
 @click.option(
     "--holdout",
     "folds",
@@ -161,7 +157,8 @@ def protocol() -> None:
 @store_option
 @runs_option
 @json_option
-def identity(
+def protocol(
+    kind: str,
     folds: Sequence[tuple[str, ...]],
     variants: Sequence[str],
     settings: Sequence[tuple[str, str]],
@@ -171,9 +168,10 @@ def identity(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Adapt pose heads to identities they never saw, in many ways, and compare these.
+    """Run an experiment of many small trainings: resumable, with its statistics and one page.
 
-    Each identity has a fixed test half and nested supports that all ways share. Learning rates
+    identity: adapt pose heads to identities they never saw, in many ways, and compare these. Each
+    identity has a fixed test half and nested supports that all ways share. Learning rates
     are chosen on another identity, equally many for each way. Intervals resample seeds and images.
 
     \b

@@ -174,7 +174,7 @@ class Progress:
     """One report of a long run, handed to the caller's callback; the library never prints.
 
     `stage` is "items", "labels", "extract", "verify", "index", "train",
-    "evaluate", "predict" or "cka"; `done` and `total`
+    "evaluate", "predict", "adapt", "protocol" or "cka"; `done` and `total`
     count what that stage counts (images, shards, steps). A `message` is a sentence for people.
     """
 

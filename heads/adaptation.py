@@ -224,7 +224,7 @@ def _check_finite(lost: Tensor, step: int, recipe: Recipe) -> None:
         value = float(lost.detach().sum())
         raise InvalidInputError(
             f"The loss of an adaptation ({recipe.mode}) became {value} at step {step + 1} "
-            f" (learning rate {recipe.rate:g}). Try a smaller --lr."
+            f"(learning rate {recipe.rate:g}). Try a smaller --lr."
         )
 
 

@@ -63,6 +63,11 @@ class Run:
         """Whether the run has trained to its end and was measured."""
         return str(self.record["status"]) == DONE
 
+    @property
+    def is_protocol(self) -> bool:
+        """Whether it is an experiment of many trainings, which has no head of its own."""
+        return "kind" in self.record
+
 
 def new_run_id(head: str, task: str) -> str:
     """Make a readable id that sorts by time among runs of one head and task.

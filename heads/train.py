@@ -196,6 +196,11 @@ def _resumable(store: Store, resume: Run | str | Path, runs: str | Path | None) 
         run = folders.read_run(Path(resume))
     else:
         run = folders.find_run(store.path, str(resume), runs=runs)
+    if run.is_protocol:
+        raise InvalidInputError(
+            f"{run.run_id} is an {run.record['kind']}. Go on with it by "
+            f"`heads protocol identity --resume {run.run_id}`."
+        )
     if run.is_finished:
         raise InvalidInputError(f"Run {run.run_id} is finished; start a new one to train longer.")
     if folders.is_held(run.path):

@@ -96,6 +96,7 @@ def run_identity_protocol(
         "task": TASKS.full_name(TASK),
         "store": str(opened.path.resolve()),
         "feature_sets": [features.key],
+        "feature_set_names": [features.name],
         "backbone": features.backbone,
         "taps": list(wanted.get("taps", ())),
         "seed": plan.seed,
@@ -144,7 +145,7 @@ def resume_identity_protocol(
     """
     opened = store if isinstance(store, Store) else open_store(store)
     found = folders.find_run(opened.path, run, runs=runs)
-    if found.record.get("kind") != KIND:
+    if not found.is_protocol:
         raise InvalidInputError(
             f"{found.run_id} is no identity protocol but a training. Go on with it by "
             f"`heads train --resume {found.run_id}`."
@@ -214,13 +215,11 @@ def _status(run: Run, store: Store, runs: str | Path | None) -> Iterator[None]:
 
 def _design_json(gathered: Gathered) -> dict[str, Any]:
     """Name the images of every half, and of every support in the order of its draw."""
-    return {
-        name: {
-            "test": [gathered.animals.pairs[name][number].item for number in design.test],
-            "drawn": [
-                [[gathered.animals.pairs[name][n].item for n in image] for image in seed]
-                for seed in design.drawn
-            ],
+    found: dict[str, Any] = {}
+    for name, design in gathered.designs.items():
+        items = [pair.item for pair in gathered.animals.pairs(name)]
+        found[name] = {
+            "test": [items[number] for number in design.test],
+            "drawn": [[[items[n] for n in image] for image in seed] for seed in design.drawn],
         }
-        for name, design in gathered.designs.items()
-    }
+    return found

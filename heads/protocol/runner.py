@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from featstore.errors import InvalidInputError
-from featstore.types import Progress, ProgressCallback
+from heads.identity_images import RANDOM
 from heads.protocol.cells import Cell, CellFolder, Outcome, Unit
 from heads.protocol.design import ALL, Design, Shots
-from heads.protocol.plan import RANDOM, Plan, Way
+from heads.protocol.plan import Plan, Way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class Task:
 
 
 def run_task(
-    plan: Plan, task: Task, cells: CellFolder, progress: ProgressCallback
+    plan: Plan, task: Task, cells: CellFolder, told: Callable[[], None]
 ) -> dict[str, list[Cell]]:
     """Do everything with one head that is not finished yet, and give all its cells.
 
@@ -74,55 +74,66 @@ def run_task(
         plan: The protocol.
         task: The head, and what it is adapted to.
         cells: Where finished cells lie.
-        progress: Called after every cell.
+        told: Called after every cell.
 
     Returns:
         Cells of the held-out identities as "test", those of the validation identity as "tuning".
     """
-    ways = plan.ways(task.variant)
-    n_tuned = sum(way.is_trained for way in ways) * len(plan.lr_factors)
-    total = n_tuned + len(ways) * (len(task.designs) - 1)
-    counter = _Counter(progress, total, f"fold {task.fold + 1}, {task.variant}")
+
+    def measured(unit: Unit) -> Cell:
+        key = unit.key(run_id=task.bench.run_id, design=task.designs[unit.identity].key)
+        if not cells.has(key):
+            cells.write(key, _done(unit, task))
+        told()
+        return cells.read(key)
+
     found: dict[str, list[Cell]] = {"test": [], "tuning": []}
-    for way in ways:
-        tried = [_measure(u, task, cells, counter) for u in _tuning_units(plan, task, way)]
+    for way in plan.ways(task.variant):
+        tried = [measured(unit) for unit in _tuning_units(plan, task, way)]
         found["tuning"] += tried
         lr = best_lr(tried)
         for identity in plan.folds[task.fold]:
             if task.designs[identity].has(way.shots):
-                unit = Unit(
-                    fold=task.fold,
-                    way=way,
-                    identity=identity,
-                    is_tuning=False,
-                    lr=lr,
-                    n_seeds=plan.n_seeds if _is_random(way) else 1,
-                    steps=plan.steps if way.is_trained else 0,
-                )
-                found["test"].append(_measure(unit, task, cells, counter))
+                found["test"].append(measured(_unit(plan, task, way, identity, lr)))
     return found
+
+
+def count_cells(plan: Plan, fold: int, variant: str, designs: Mapping[str, Design]) -> int:
+    """Count the cells of one head, see `run_task`."""
+    count = 0
+    for way in plan.ways(variant):
+        count += len(plan.lr_factors) * way.is_trained
+        count += sum(designs[identity].has(way.shots) for identity in plan.folds[fold])
+    return count
+
+
+def _unit(plan: Plan, task: Task, way: Way, identity: str, lr: float | None) -> Unit:
+    return Unit(
+        fold=task.fold,
+        way=way,
+        identity=identity,
+        is_tuning=False,
+        lr=lr,
+        n_seeds=plan.n_seeds if _is_random(way) else 1,
+        steps=plan.steps if way.is_trained else 0,
+    )
 
 
 def best_lr(tried: Sequence[Cell]) -> float | None:
     """Give the learning rate of the lowest RMSE, the smaller one of two alike.
 
+    Where all of them failed it is the smallest: what is then measured may fail too, and stays in
+    as a failure.
+
     Returns:
         None where nothing was tried.
-
-    Raises:
-        InvalidInputError: Every one of them failed.
     """
-    rmses = [(math.inf if each.error else each.errors().rmse(), each) for each in tried]
-    if not rmses:
-        return None
-    rmse, best = min(rmses, key=lambda pair: (pair[0], pair[1].unit.lr))
-    if math.isinf(rmse):
-        way = best.unit.way
-        raise InvalidInputError(
-            f"No learning rate serves {way.mode} with {way.shots} images of {best.unit.identity}: "
-            f"{best.error} Give smaller --lr-factors."
-        )
-    return best.unit.lr
+    rmses = [
+        (math.inf if one.error else one.errors().rmse(), one.unit.lr)
+        for one in tried
+        if one.unit.lr is not None
+    ]
+    return min(rmses)[1] if rmses else None
 
 
 def _tuning_units(plan: Plan, task: Task, way: Way) -> list[Unit]:
@@ -149,27 +160,6 @@ def _tuning_units(plan: Plan, task: Task, way: Way) -> list[Unit]:
 def _is_random(way: Way) -> bool:
     """Whether seeds differ: not where nothing is drawn."""
     return way.is_trained or way.init == RANDOM
-
-
-class _Counter:
-    """Tells how many cells of a task are done."""
-
-    def __init__(self, progress: ProgressCallback, total: int, what: str) -> None:
-        self._progress, self._total, self._what, self._done = progress, total, what, 0
-
-    def step(self) -> None:
-        self._done += 1
-        report = Progress(stage=self._what, done=self._done, total=max(self._total, self._done))
-        self._progress(report)
-
-
-def _measure(unit: Unit, task: Task, cells: CellFolder, counter: _Counter) -> Cell:
-    """Do a unit, or read it where it is finished."""
-    key = unit.key(run_id=task.bench.run_id, design=task.designs[unit.identity].key)
-    if not cells.has(key):
-        cells.write(key, _done(unit, task))
-    counter.step()
-    return cells.read(key)
 
 
 def _done(unit: Unit, task: Task) -> Cell:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from heads.identity_images import MEAN
 from heads.protocol.cells import READINGS
 from heads.protocol.findings import Findings
-from heads.protocol.plan import MAIN, MEAN, TOKEN
-from heads.protocol.results import DECODER, Line, Summary
+from heads.protocol.pareto import frontier
+from heads.protocol.plan import MAIN, TOKEN
+from heads.protocol.results import DECODER, Line, Summary, pareto_points
 from heads.protocol.statistics import Estimate
 
 _LESS, _MORE = "↓", "↑"
@@ -72,6 +74,24 @@ def _way_row(one: Summary) -> list[Any]:
 def _counts(one: Summary) -> Any:
     style = "good" if one.n_better > one.n_worse else "bad" if one.n_worse > one.n_better else ""
     return style, f"{one.n_better} / {one.n_worse} / {len(one.identities)}"
+
+
+def pareto_table(findings: Findings) -> str:
+    """List what every mode trains and reaches with the headline's images."""
+    points = pareto_points(findings.summaries, findings.headline)
+    best = frontier(points)
+    rows = [
+        [
+            point.name,
+            f"{point.parameters:,}",
+            f"{4 * point.parameters:,}",
+            number(point.rmse, 4),
+            ("good", "yes") if point in best else "no",
+        ]
+        for point in sorted(points, key=lambda each: (each.parameters, each.rmse))
+    ]
+    titles = ("what is trained", "numbers", "bytes as float32", "RMSE", "on the frontier")
+    return html_table(titles, rows)
 
 
 def reductions_table(findings: Findings) -> str:

@@ -22,7 +22,8 @@ COMMANDS = {
         "extract info ls show cka backbones datasets sql verify reindex gc rm demo"
     ).split(),
     "heads": (
-        "train evaluate predict export layers table figure show ls rm describe presets"
+        "train adapt evaluate predict export layers protocol table figure show ls rm describe "
+        "presets"
     ).split(),
 }
 PAIRS = [(program, name) for program, names in COMMANDS.items() for name in names]

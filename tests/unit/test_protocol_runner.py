@@ -13,7 +13,7 @@ from featstore.errors import FormatError, InvalidInputError
 from heads.protocol.cells import READINGS, CellFolder, Outcome
 from heads.protocol.design import ALL, make_design
 from heads.protocol.plan import MAIN, Plan, Way, plan_from_json
-from heads.protocol.runner import Task, best_lr, run_task
+from heads.protocol.runner import Task, best_lr, count_cells, run_task
 
 PLAN = Plan(
     folds=(("fox", "hare"),),
@@ -83,9 +83,11 @@ def task(bench, *, sizes=(("fox", 20), ("hare", 6), ("cow", 10)), variant=MAIN):
 
 
 def run(tmp_path, bench, plan=PLAN, **changes):
-    reports = []
-    found = run_task(plan, task(bench, **changes), CellFolder(tmp_path), reports.append)
-    return found, reports
+    told = []
+    one = task(bench, **changes)
+    found = run_task(plan, one, CellFolder(tmp_path), lambda: told.append(1))
+    assert len(told) == count_cells(plan, 0, one.variant, one.designs)
+    return found, len(told)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def whole(tmp_path_factory):
 
 
 def test_every_way_is_done_on_every_held_out_identity(whole):
-    found, reports, _ = whole
+    found, n_told, _ = whole
     done = {
         (c.unit.identity, c.unit.way.mode, c.unit.way.init, c.unit.way.shots) for c in found["test"]
     }
@@ -109,7 +111,7 @@ def test_every_way_is_done_on_every_held_out_identity(whole):
         if (mode, shots) != ("decoder", 0)
     }
     assert done == expected
-    assert (reports[-1].done, reports[-1].total) == (len(reports), len(reports))
+    assert n_told == len(found["test"]) + len(found["tuning"])
 
 
 def test_only_the_validation_identity_chooses_and_all_modes_try_equally_many(whole):
@@ -178,7 +180,7 @@ def test_a_cell_of_something_else_is_not_reused(tmp_path, change):
         found = [Instance(f"fox{n}", f"fox{n}") for n in range(20)]
         other = make_design("fox", found, n_seeds=4, seed=1)
         again = replace(again, designs={**again.designs, "fox": other})
-    run_task(plan, again, CellFolder(tmp_path), lambda _: None)
+    run_task(plan, again, CellFolder(tmp_path), lambda: None)
     redone = {job.identity for job in bench.jobs}
     assert redone == ({"fox"} if change == "seed" else {"fox", "hare", "cow"})
 
@@ -189,8 +191,14 @@ def test_a_learning_rate_whose_loss_is_not_finite_loses(tmp_path):
     token = [c for c in found["tuning"] if c.unit.way.mode == "token"]
     assert {c.unit.lr for c in token if c.error} == {0.03, 0.1}
     assert best_lr([c for c in token if c.unit.way.shots == 2]) == 0.01
-    with pytest.raises(InvalidInputError, match="smaller --lr-factors"):
-        run(tmp_path / "other", FakeBench(fails_above=0.0), plan)
+
+
+def test_where_every_learning_rate_fails_the_failure_stays_in(tmp_path):
+    plan = replace(PLAN, modes=("token",), inits=("mean",), shots=(2,))
+    found, _ = run(tmp_path, FakeBench(fails_above=0.0), plan)
+    trained = [c for c in found["test"] if c.unit.way.is_trained]
+    assert {(c.unit.lr, c.error) for c in trained} == {(0.01, "The loss became nan.")}
+    assert {c.error for c in found["test"] if not c.unit.way.is_trained} == {None}
 
 
 def test_other_variants_adapt_the_token_alone(tmp_path):
