@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from featstore.errors import InvalidInputError, invalid
-from featstore.types import Placement
 from heads.evaluate import labelled
+from heads.identity_images import Instance
 from heads.labels import LabelSource
 from heads.selection import Pair, labelled_pairs, plain_pairs
 from heads.targets import checked_label
@@ -23,15 +21,19 @@ if TYPE_CHECKING:
 class Animals:
     """Instances that can be learned from and measured, by identity, in an order of their own."""
 
-    pairs: Mapping[str, tuple[Pair, ...]]
-    records: Mapping[tuple[int, str], np.ndarray]  # labels, see `heads.keypoint_labels`
-    placements: Mapping[int, Placement]  # of the rows
+    instances: Mapping[str, tuple[Instance, ...]]
     labels: LabelSource
     left_out: Mapping[str, str]  # path to reason
 
+    def pairs(self, identity: str) -> list[Pair]:
+        """Give the pairs of an identity, in the order of its instances."""
+        return [one.pair for one in self.instances[identity]]
+
     def n_images(self) -> dict[str, int]:
         """Count the images of every identity."""
-        return {name: len({pair.image_key for pair in pairs}) for name, pairs in self.pairs.items()}
+        return {
+            name: len({one.pair.image_key for one in own}) for name, own in self.instances.items()
+        }
 
 
 def find_animals(
@@ -52,23 +54,26 @@ def find_animals(
     every = {pair.key: pair for pairs in by_split.values() for pair in plain_pairs(pairs)}
     found = [every[key] for key in sorted(every) if every[key].label is not None]
     placements = features.placements(sorted({pair.row for pair in found}))
-    records: dict[tuple[int, str], np.ndarray] = {}
+    known: dict[tuple[int, str], Instance] = {}
     left_out: dict[str, str] = {}
     for pair, label in labelled(found, labels):
+        placement, format_ = placements[pair.row], labels.format_of(pair.dataset)
         try:
-            records[pair.key], _ = checked_label(label, placements[pair.row])
+            record, _ = checked_label(label, placement)
         except InvalidInputError as error:
             left_out[pair.path] = str(error)
-    by_identity: dict[str, list[Pair]] = {}
+            continue
+        known[pair.key] = Instance(
+            pair=pair, record=record, placement=placement, dataset_format=format_
+        )
+    by_identity: dict[str, list[Instance]] = {}
     for pair in found:
-        if pair.key in records:
-            by_identity.setdefault(str(pair.label), []).append(pair)
+        if pair.key in known:
+            by_identity.setdefault(str(pair.label), []).append(known[pair.key])
     if not by_identity:
         raise invalid("data", f"{len(every)} instances", "some with keypoints and an identity")
     return Animals(
-        pairs={name: tuple(by_identity[name]) for name in sorted(by_identity)},
-        records=records,
-        placements=placements,
+        instances={name: tuple(by_identity[name]) for name in sorted(by_identity)},
         labels=labels,
         left_out=left_out,
     )

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from heads.figures import rank_correlation
+from heads.identity_images import MEAN
 from heads.protocol.design import ALL, Shots
 from heads.protocol.distances import Distance
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import MAIN, MEAN, TOKEN, Plan, Way
+from heads.protocol.plan import MAIN, TOKEN, Plan, Way
 from heads.protocol.results import DECODER, Line, Summary, pareto_points
 
 _LEAST_RANKED = 4  # identities below which a rank correlation says nothing

@@ -14,12 +14,11 @@ from featstore.skeleton import Skeleton
 from featstore.types import Progress, ProgressCallback
 from heads.adapt_modes import parts_of
 from heads.feed import Feed
-from heads.identity_token import IdentityToken
 from heads.keypoint_labels import KEYPOINTS
 from heads.model import Model, load
 from heads.protocol.animals import Animals, find_animals
 from heads.protocol.base_runs import configs_of, describe, train_heads
-from heads.protocol.bench import FirstTokens, HeadBench, unit_features
+from heads.protocol.bench import HeadBench, mean_feature
 from heads.protocol.cells import Cell, CellFolder
 from heads.protocol.design import Design, check_folds, choose_validation, make_design
 from heads.protocol.findings import HeadRun
@@ -37,7 +36,7 @@ class Gathered:
     heads: tuple[HeadRun, ...]
     designs: Mapping[str, Design]  # of the held-out identities
     animals: Animals
-    means: Mapping[str, np.ndarray]  # of the unit features of every identity
+    means: Mapping[str, np.ndarray]  # of the features of every identity, each of length 1
     skeleton: Skeleton
     messages: tuple[str, ...]
 
@@ -68,15 +67,15 @@ class Gathering:
             kind=KEYPOINTS,
             data=self._asked.get("data"),
         )
-        self._units: dict[str, np.ndarray] = {}
+        self._means: dict[str, np.ndarray] = {}
         self.messages: list[str] = []
 
     def check(self) -> None:
         """Refuse what cannot be done before anything is trained."""
-        check_folds(self._plan.folds, tuple(self._animals.pairs))
+        check_folds(self._plan.folds, tuple(self._animals.instances))
         for mode in self._plan.modes:
             parts_of(mode)
-        known = self._animals.pairs
+        known = self._animals.instances
         if self._plan.validation is not None and self._plan.validation not in known:
             raise not_found("identity", self._plan.validation, known)
         for number, fold in enumerate(self._plan.folds):
@@ -114,7 +113,7 @@ class Gathering:
                     bench=bench,
                     designs=own,
                     groups={
-                        name: [pair.group for pair in self._animals.pairs[name]] for name in own
+                        name: [pair.group for pair in self._animals.pairs(name)] for name in own
                     },
                     validation=validation,
                 )
@@ -134,7 +133,7 @@ class Gathering:
             heads=tuple(heads),
             designs=designs,
             animals=self._animals,
-            means={name: units.mean(axis=0) for name, units in self._units.items()},
+            means=dict(self._means),
             skeleton=skeleton,
             messages=(*self.messages, *self._left_out()),
         )
@@ -159,18 +158,20 @@ class Gathering:
 
     def _design(self, name: str) -> Design:
         return make_design(
-            name, self._animals.pairs[name], n_seeds=self._plan.n_seeds, seed=self._plan.seed
+            name, self._animals.pairs(name), n_seeds=self._plan.n_seeds, seed=self._plan.seed
         )
 
     def _bench(self, run: Run, model: Model, designs: Mapping[str, Design]) -> HeadBench:
-        assert isinstance(model.head, IdentityToken)
         feed = Feed(self._features, model.array_names, model.device)
-        if not self._units:  # of frozen features: the same for every head
-            for name in self._animals.pairs:
-                self._units[name] = unit_features(model, feed, self._animals, name)
-        starts = FirstTokens(model.head, self._units, designs)
+        if not self._means:  # of frozen features: the same for every head
+            for name, instances in self._animals.instances.items():
+                self._means[name] = mean_feature(model, feed, instances)
         return HeadBench(
-            run_id=run.run_id, model=model, feed=feed, animals=self._animals, starts=starts
+            run=run,
+            model=model,
+            feed=feed,
+            instances=self._animals.instances,
+            designs=designs,
         )
 
     def _tell_of_lacking(self, fold: Sequence[str]) -> None:

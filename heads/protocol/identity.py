@@ -215,13 +215,11 @@ def _status(run: Run, store: Store, runs: str | Path | None) -> Iterator[None]:
 
 def _design_json(gathered: Gathered) -> dict[str, Any]:
     """Name the images of every half, and of every support in the order of its draw."""
-    return {
-        name: {
-            "test": [gathered.animals.pairs[name][number].item for number in design.test],
-            "drawn": [
-                [[gathered.animals.pairs[name][n].item for n in image] for image in seed]
-                for seed in design.drawn
-            ],
+    found: dict[str, Any] = {}
+    for name, design in gathered.designs.items():
+        items = [pair.item for pair in gathered.animals.pairs(name)]
+        found[name] = {
+            "test": [items[number] for number in design.test],
+            "drawn": [[[items[n] for n in image] for image in seed] for seed in design.drawn],
         }
-        for name, design in gathered.designs.items()
-    }
+    return found

@@ -10,6 +10,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from heads.identity_images import MEAN
 from heads.page import PAGE
 from heads.protocol import tables
 from heads.protocol.design import ALL
@@ -29,7 +30,7 @@ from heads.protocol.findings import (
     statements,
 )
 from heads.protocol.pareto import Point, frontier
-from heads.protocol.plan import MAIN, MEAN, TOKEN
+from heads.protocol.plan import MAIN, TOKEN
 from heads.protocol.results import DECODER, pareto_points
 
 

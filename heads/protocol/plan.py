@@ -7,16 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from featstore.errors import invalid, not_found
+from heads.identity_images import INITS, MEAN
 from heads.protocol.design import ALL, Shots
 
 MAIN = "main"
 """The variant that everything is done with: the head as it was asked for."""
 
 TOKEN = "token"
-MEAN, RANDOM, INTERPOLATED = "mean", "random", "interpolated"
-INITS = (MEAN, RANDOM, INTERPOLATED)
-"""Where a token may begin: as the mean of the trained ones, at random, or mixed of them."""
-
 _TUNED_ON_SEEDS = 3
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -9,14 +9,14 @@ import numpy as np
 from featstore.errors import BadImageError
 from featstore.images import decode, thumbnail
 from featstore.skeleton import Skeleton
+from heads.identity_images import MEAN, Instance
 from heads.keypoint_labels import KEYPOINTS
 from heads.protocol.animals import Animals
 from heads.protocol.cells import Cell, Outcome
 from heads.protocol.design import Design, Shots
 from heads.protocol.page import PosePicture
-from heads.protocol.plan import MAIN, MEAN, TOKEN, Way
+from heads.protocol.plan import MAIN, TOKEN, Way
 from heads.protocol.results import DECODER
-from heads.selection import Pair
 from heads.tasks.pose_picture import close_up, draw_pose, moved
 
 _GREY = 200
@@ -56,9 +56,10 @@ def draw_poses(
         order = np.argsort([one.squares / one.points for one in ranked], kind="stable")
         for rank, share in _RANKS:
             place = int(order[round(share * (len(order) - 1))])
-            pair = animals.pairs[identity][design.test[place]]
-            panels = _panels(pair, animals, skeleton, {n: each[place] for n, each in seen.items()})
-            caption = f"{identity}, {rank} with the token: {pair.path}"
+            instance = animals.instances[identity][design.test[place]]
+            of_it = {name: each[place] for name, each in seen.items()}
+            panels = _panels(instance, animals, skeleton, of_it)
+            caption = f"{identity}, {rank} with the token: {instance.pair.path}"
             pictures.append(PosePicture(caption=caption, panels=panels))
     return pictures
 
@@ -68,11 +69,11 @@ def _way(mode: str, shots: Shots) -> Way:
 
 
 def _panels(
-    pair: Pair, animals: Animals, skeleton: Skeleton, seen: dict[str, Outcome]
+    instance: Instance, animals: Animals, skeleton: Skeleton, seen: dict[str, Outcome]
 ) -> tuple[tuple[str, bytes], ...]:
-    placement = animals.placements[pair.row]
-    picture, close = close_up(_image(pair, animals), placement, side=_SIDE)
-    keypoints = animals.records[pair.key][KEYPOINTS]
+    placement = instance.placement
+    picture, close = close_up(_image(instance, animals), placement, side=_SIDE)
+    keypoints = instance.record[KEYPOINTS]
     places = {"marked": np.where(keypoints[:, 2:] > 0, keypoints[:, :2], np.nan)}
     rmse = {name: (one.squares / one.points) ** 0.5 for name, one in seen.items()}
     for name, one in seen.items():
@@ -83,13 +84,13 @@ def _panels(
     )
 
 
-def _image(pair: Pair, animals: Animals) -> np.ndarray:
+def _image(instance: Instance, animals: Animals) -> np.ndarray:
     """Give the stored thumbnail; grey where there is none."""
-    data = animals.labels.image(pair.dataset, pair.item)
+    data = animals.labels.image(instance.pair.dataset, instance.pair.item)
     try:
         if data is not None:
             return decode(data)
     except BadImageError:
         pass
-    height, width = animals.placements[pair.row].source_hw
+    height, width = instance.placement.source_hw
     return np.full((height, width, 3), _GREY, dtype=np.uint8)

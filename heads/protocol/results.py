@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from heads.identity_images import MEAN
 from heads.metrics.keypoints import similarity_precision
 from heads.protocol.cells import READINGS, Cell
 from heads.protocol.design import Shots
 from heads.protocol.pareto import Point
-from heads.protocol.plan import MAIN, MEAN, TOKEN, Way
+from heads.protocol.plan import MAIN, TOKEN, Way
 from heads.protocol.statistics import Comparison, Estimate, Resamples, share_of
 
 DECODER = "decoder"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from featstore.errors import InvalidInputError
+from heads.identity_images import RANDOM
 from heads.protocol.cells import Cell, CellFolder, Outcome, Unit
 from heads.protocol.design import ALL, Design, Shots
-from heads.protocol.plan import RANDOM, Plan, Way
+from heads.protocol.plan import Plan, Way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -206,10 +206,10 @@ class Resamples:
 
     def _means_rs(self, sums_si: np.ndarray, counts_i: np.ndarray) -> np.ndarray:
         """Give the mean of the drawn instances, for every draw and every seed."""
-        sums_sg = np.zeros((len(sums_si), self.n_groups))
-        np.add.at(sums_sg, (slice(None), self._group_of), sums_si)
+        sums_gs = np.zeros((self.n_groups, len(sums_si)))
+        np.add.at(sums_gs, self._group_of.tolist(), sums_si.T)
         counts_g = np.bincount(self._group_of, weights=counts_i, minlength=self.n_groups)
-        return self._groups_rg @ sums_sg.T / (self._groups_rg @ counts_g)[:, None]
+        return self._groups_rg @ sums_gs / (self._groups_rg @ counts_g)[:, None]
 
     def _mean_r(self, errors: Errors) -> np.ndarray:
         means_rs = self._means_rs(errors.sums_si, errors.counts_i)
@@ -224,7 +224,7 @@ class Resamples:
         gained = Errors(sums_si=base_si - own_si, counts_i=np.ones_like(own.counts_i))
         return self._estimate(gained.mean(), self._mean_r(gained))
 
-    def _estimate(self, value: float, drawn_r: np.ndarray) -> Estimate:
+    def _estimate(self, value: float | np.ndarray, drawn_r: np.ndarray) -> Estimate:
         if self.n_groups < 2 or not np.isfinite(drawn_r).all():
             return Estimate(value=float(value), low=None, high=None)
         tail = (1 - self._level) / 2

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from heads.identity_images import MEAN
 from heads.protocol.cells import READINGS
 from heads.protocol.findings import Findings
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import MAIN, MEAN, TOKEN
+from heads.protocol.plan import MAIN, TOKEN
 from heads.protocol.results import DECODER, Line, Summary, pareto_points
 from heads.protocol.statistics import Estimate
 
