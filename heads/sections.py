@@ -211,11 +211,13 @@ def command_line(record: Record) -> str:
     # What a reader looks for first; a record's own order is that of the alphabet.
     for name in sorted(asked, key=lambda each: (each != "task", each != "head", each)):
         value = asked[name]
-        if name in ("taps", "options") or value is None or value == defaults.get(name):
+        if name in ("taps", "options", "holdout") or value is None or value == defaults.get(name):
             continue
         if name == "seed" and value == 0:
             continue
         words += [f"--{name.replace('_', '-')}", str(value)]
+    if asked.get("holdout"):
+        words += ["--holdout-species", ",".join(asked["holdout"])]
     for tap in asked["taps"]:
         words += ["--tap", tap]
     for name, value in asked["options"].items():

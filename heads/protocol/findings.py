@@ -114,8 +114,9 @@ def _token(findings: Findings) -> Iterator[str]:
         f"in twenty misses zero by chance."
     )
     yield (
-        f"The RMSE falls by {_percent(found.relative)} of the mean token's, averaged over "
-        f"identities; it falls by at least 15 % for {found.n_reductions} of {count}."
+        f"The RMSE {'rises' if found.relative < 0 else 'falls'} by {_percent(abs(found.relative))} "
+        f"of the mean token's, averaged over identities; it falls by at least 15 % for "
+        f"{found.n_reductions} of {count}."
     )
 
 
@@ -204,9 +205,12 @@ def _variants(findings: Findings) -> Iterator[str]:
                 f" Over random tokens its answers vary by {_number(sum(std) / len(std), 4)} of the "
                 f"frame; those of {MAIN} by {_number(sum(own) / len(own), 4)}."
             )
+        does = "adds" if found.relative < 0 else "takes"
+        to = "to" if found.relative < 0 else "off"
         yield (
-            f"{variant}: the token takes {_percent(found.relative)} off its own mean token's RMSE, "
-            f"with {found.n_better} of {len(found.identities)} intervals above zero.{spread}"
+            f"{variant}: the token {does} {_percent(abs(found.relative))} {to} its own mean "
+            f"token's RMSE, with {found.n_better} of {len(found.identities)} intervals above "
+            f"zero.{spread}"
         )
 
 

@@ -45,9 +45,9 @@ def ways_table(findings: Findings) -> str:
         each for each in findings.summaries if each.way.variant == MAIN and each.way.init == MEAN
     ]
     titles = (
-        "what is trained", "images", "numbers", f"RMSE {_LESS}", "reduction", "better / worse / of",
-        *(f"{reading} {_MORE}" for reading in READINGS), f"OKS-AP {_MORE}", "RMSE / decoder",
-        "PCK / decoder", "ties",
+        "trained", "images", "numbers", f"RMSE {_LESS}", "reduction", "better / worse / of",
+        *(f"{reading.removeprefix('pck@')} {_MORE}" for reading in READINGS),
+        f"OKS-AP {_MORE}", "RMSE ratio", "PCK ratio", "ties",
     )  # fmt: skip
     return html_table(titles, [_way_row(each) for each in chosen], n_words=2)
 
@@ -57,7 +57,7 @@ def _way_row(one: Summary) -> list[Any]:
     count = len(one.identities)
     dash = "-"
     return [
-        "nothing (mean token)" if is_base else one.way.mode,
+        "mean token" if is_base else one.way.mode,
         str(one.way.shots),
         f"{one.parameters:,}",
         number(one.rmse, 4),

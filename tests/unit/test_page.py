@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -228,6 +229,13 @@ def test_the_command_trains_such_a_run_again(run):
     assert "--seed" not in words
     _, name, *args = words.split()
     program.commands[name].make_context(name, args).close()
+
+
+def test_the_command_names_what_was_held_out(run):
+    asked = {**run.record["command"], "holdout": ["fox", "red panda"]}
+    words = shlex.split(command_line({**run.record, "command": asked}))
+    assert words[words.index("--holdout-species") + 1] == "fox,red panda"
+    program.commands["train"].make_context("train", words[2:]).close()
 
 
 def test_the_command_writes_the_page_and_tells_where(store, run, tmp_path, capsys):

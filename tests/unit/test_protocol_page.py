@@ -84,6 +84,7 @@ def test_no_gain_is_said_as_plainly_as_a_gain():
     ]
     said = " ".join(statements(findings(worse)))
     assert "above zero for 0 of 1 identities, below it for 1" in said
+    assert re.search(r"The RMSE rises by \d", said)
     assert "Fine-tuning itself does not lower the RMSE" in said
     assert "Beaten: token, decoder." in said
 
