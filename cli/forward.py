@@ -14,7 +14,7 @@ from featstore.codecs import decode, encode
 from featstore.geometry import place
 from featstore.images import draw
 from featstore.plan import ExtractPlan, parse_resize
-from featstore.types import Placement
+from featstore.types import Box, Placement
 
 if TYPE_CHECKING:
     from featstore.backbones import Backbone
@@ -44,9 +44,12 @@ def make_forward(record: Mapping[str, Any], *, weights: str | Path | None, devic
         )
         return plan, backbone
 
-    def forward(images: Sequence[np.ndarray]) -> list[tuple[Mapping[str, np.ndarray], Placement]]:
+    def forward(
+        images: Sequence[np.ndarray], crops: Sequence[Box | None] | None = None, /
+    ) -> list[tuple[Mapping[str, np.ndarray], Placement]]:
         plan, backbone = loaded()
-        drawn = [_drawn(image, plan) for image in images]
+        regions = crops or [None] * len(images)
+        drawn = [_drawn(*shown, plan) for shown in zip(images, regions, strict=True)]
         outputs = {
             name: decode(encode(tensor.float().cpu().numpy(), plan.dtype), plan.dtype)
             for name, tensor in backbone.forward(np.stack([pixels for pixels, _ in drawn])).items()
@@ -59,11 +62,11 @@ def make_forward(record: Mapping[str, Any], *, weights: str | Path | None, devic
     return forward
 
 
-def _drawn(image: np.ndarray, plan: ExtractPlan) -> tuple[np.ndarray, Placement]:
-    """Draw an image into the backbone's input as extraction does."""
+def _drawn(image: np.ndarray, crop: Box | None, plan: ExtractPlan) -> tuple[np.ndarray, Placement]:
+    """Draw an image, or a region of it, into the backbone's input as extraction does."""
     placement = place(
         source_hw=(image.shape[0], image.shape[1]),
-        crop=None,
+        crop=crop,
         input_hw=plan.image_size,
         resize=plan.resize,
         view="plain",

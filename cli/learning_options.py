@@ -73,6 +73,14 @@ queries_option = click.option(
     metavar="N",
     help="Ask N x N queries, for an output of 8 N pixels a side. [default: as trained]",
 )
+token_option = click.option(
+    "--token",
+    default=None,
+    metavar="FILE|mean|own",
+    help="Of a head with identities: answer with the token of a file that `heads adapt` made, or "
+    "with the mean of the trained ones; own takes that of each stored image's identity where it "
+    "was trained. [default: own of stored images, mean of new ones]",
+)
 compared_taps_option = click.option(
     "--tap",
     "taps",

@@ -20,7 +20,7 @@ from cli.common import (
     say_left_out,
     store_option,
 )
-from cli.learning_options import queries_option
+from cli.learning_options import queries_option, token_option
 from cli.progress import ProgressLine
 from cli.tables import count, interval, metrics, table
 
@@ -61,6 +61,14 @@ run_argument = click.argument("run", metavar="RUN")
     default=None,
     help="Average each prediction with that of the stored mirror image, turned back.",
 )
+@token_option
+@click.option(
+    "--identity",
+    default=None,
+    metavar="NAME",
+    help="Measure on images of this label alone, from the store's split, held out or not. "
+    "[default: that of the token file, else all]",
+)
 @device_option
 @store_option
 @runs_option
@@ -90,6 +98,8 @@ def evaluate(
         heads evaluate @last --against ridge
         heads evaluate @last --feature-set dinov2_b@480x640
         heads evaluate @last --tta hflip
+        heads evaluate @last --split all --token fox.safetensors
+        heads evaluate @last --split all --token mean --identity fox
     """
     store = chosen_store(store_path, runs_path)
     with resumable("Nothing was changed."), ProgressLine() as progress:
@@ -100,8 +110,10 @@ def evaluate(
         print_json(report.to_json())
     else:
         answers = "" if baseline is None else f"{baseline} in place of the head of "
+        whom = f" of {report.identity}" if report.identity else ""
+        token = "" if report.token == "own" else f", token {report.token}"
         averaged = f", averaged over {report.tta}" if report.tta else ""
-        images = f"{count(report.images, 'image')} of {report.split}{averaged}"
+        images = f"{count(report.images, 'image')}{whom} of {report.split}{token}{averaged}"
         click.echo(f"{answers}{report.run_id}, {images}\n")
         click.echo(metrics(report.metrics, report.intervals))
         click.echo(report.note)
@@ -113,8 +125,8 @@ def _measure(run: str, baseline: str | None, options: dict[str, Any]) -> Evaluat
     if baseline is None:
         from heads.evaluate import evaluate as measure
 
-        return measure(run, **options)
-    for name in ("queries", "feature_set", "tta"):
+        return measure(run, **{name: v for name, v in options.items() if v is not None})
+    for name in ("queries", "feature_set", "tta", "token", "identity"):
         if options.pop(name) is not None:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} asks a head; leave it out with --against."

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featstore import open as open_store
-from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
-from featstore.types import Label, Placement, Progress, ProgressCallback, ignore_progress
+from featstore.errors import InvalidInputError, NotFoundError, invalid, not_found
+from featstore.types import Label, Progress, ProgressCallback, ignore_progress
 from featstore.views import HFLIP
 from heads.facts import measured_facts
 from heads.feed import Feed
 from heads.labels import LabelSource, open_stored_labels
+from heads.measuring import measure_window
 from heads.metrics import Metric
 from heads.model import Model, load
 from heads.other_features import check_same_backbone
-from heads.predictions import Predict, flip_average, predict_rows
+from heads.predictions import Predict, flip_average, predict_pairs
 from heads.runs import PAIRS, RECORD, Run, find_run, read_run
 from heads.selection import (
     TEST,
@@ -31,13 +31,14 @@ from heads.selection import (
     VAL,
     Pair,
     labelled_pairs,
+    labels_of,
     pairs_from_table,
     plain_pairs,
     select_items,
     select_split,
 )
-from heads.targets import checked_label, in_threads
 from heads.tasks import Task
+from heads.token_choice import OWN, OWN_TOKEN, ChosenToken, choose_token
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
@@ -79,6 +80,8 @@ class EvaluationReport:
     split: str
     data: str | None
     tta: str | None  # "hflip": averaged with mirror images
+    token: str  # "own", "mean" or a token file: what stood for whom the images show
+    identity: str | None  # label that was measured alone
     output_hw: tuple[int, int]
     images: int
     groups: int
@@ -102,6 +105,8 @@ def evaluate(
     queries: int | None = None,
     feature_set: str | None = None,
     tta: str | None = None,
+    token: str | Path = OWN,
+    identity: str | None = None,
     device: str = "auto",
     progress: ProgressCallback = ignore_progress,
 ) -> EvaluationReport:
@@ -122,13 +127,19 @@ def evaluate(
         feature_set: Key or name of other features of the same backbone; None: the run's own.
         tta: "hflip" averages each prediction with that of the stored mirror image, turned back;
             None: the plain view alone.
+        token: Of a head with identities: "own" answers for images of an identity that was
+            trained with its own token, for others with the mean; "mean" for all with the mean; a
+            token file for all with its token.
+        identity: Measure on images of this label alone, which the split is looked up in the
+            store for; None: with a token file the identity that it is of, else all labels.
         device: Where to compute.
         progress: Called with reports of progress.
 
     Raises:
         NotFoundError: The run, its store or its features are not there, or with `tta` a mirror
-            image.
-        InvalidInputError: Nothing in the split can be measured, or `tta` is something else.
+            image, or the identity or token file.
+        InvalidInputError: Nothing in the split can be measured, `tta` is something else, or the
+            token is of another run or the head takes none.
     """
     if tta not in (None, HFLIP):
         raise invalid("tta", tta, f"{HFLIP} or None")
@@ -141,7 +152,18 @@ def evaluate(
     if features.key != found.record["feature_sets"][0]:
         check_same_backbone(found, features)
         model.read_from(features.taps)
-    return measure_run(found, model, features, split=split, data=data, tta=tta, progress=progress)
+    answer = choose_token(model, found, token)
+    return measure_run(
+        found,
+        model,
+        features,
+        split=split,
+        data=data,
+        tta=tta,
+        token=answer,
+        identity=answer.identity if identity is None else identity,
+        progress=progress,
+    )
 
 
 def measure_run(
@@ -153,6 +175,8 @@ def measure_run(
     data: str | None,
     progress: ProgressCallback,
     tta: str | None = None,
+    token: ChosenToken = OWN_TOKEN,
+    identity: str | None = None,
     answers: str = "head",
 ) -> EvaluationReport:
     """Measure a model on what a run is measured on: its own head, or what stands in its place.
@@ -165,17 +189,19 @@ def measure_run(
         data: See `evaluate`.
         progress: Called with reports of progress.
         tta: See `evaluate`.
+        token: What stands for whom the images show.
+        identity: See `evaluate`.
         answers: Name of what answers, for the report.
 
     Raises:
         InvalidInputError: Nothing in the split can be measured.
     """
-    pairs, labels = pairs_to_measure(run, features, model.task, split, data)
+    pairs, labels = pairs_to_measure(run, features, model.task, split, data, identity=identity)
     model.task.check(measured_facts(pairs, labels))
     feed = Feed(features, model.array_names, model.device)
-    predict = predict_rows
+    predict = token.predict
     if tta is not None:
-        predict = flip_average(features, pairs, model.tap_names)
+        predict = flip_average(features, pairs, model.tap_names, predict)
     result = measure_pairs(model, feed, pairs, labels, predict=predict, progress=progress)
     return EvaluationReport(
         run_id=run.run_id,
@@ -183,6 +209,8 @@ def measure_run(
         split=split,
         data=data,
         tta=tta,
+        token=token.name,
+        identity=identity,
         output_hw=model.head.output_hw,
         images=result.per_image.num_rows,
         groups=result.n_groups,
@@ -236,7 +264,13 @@ def store_of(run: Run, store: str | Path | None) -> Path:
 
 
 def pairs_to_measure(
-    run: Run, features: FeatureSet, task: Task, split: str, data: str | None
+    run: Run,
+    features: FeatureSet,
+    task: Task,
+    split: str,
+    data: str | None,
+    *,
+    identity: str | None = None,
 ) -> tuple[Sequence[Pair], LabelSource]:
     """Give the pairs of a split as a run means it, with where their labels come from.
 
@@ -246,12 +280,23 @@ def pairs_to_measure(
         task: Its task.
         split: "train", "val" and "test" are the run's own parts.
         data: In place of the labels that the run used.
+        identity: Label of the pairs, all others being left out; then the split is that of the
+            store, as a run may have held the label out.
 
     Raises:
         InvalidInputError: Nothing in the split can be measured.
+        NotFoundError: Nothing in the split has the label.
     """
     store = features.store
     own_data, taps, kind = run.record["labels"]["data"], run.record["taps"], task.label_kind
+    if identity is not None:
+        every, labels = select_split(
+            store, features, taps=taps, kind=kind, split=split, data=data or own_data
+        )
+        pairs = tuple(pair for pair in every if pair.label == identity)
+        if not pairs:
+            raise not_found(f"label in split {split!r}", identity, labels_of(every))
+        return pairs, labels
     if data is None and split in (TRAIN, VAL, TEST):
         pairs = pairs_from_table(pq.read_table(run.path / PAIRS), split)
         pairs = plain_pairs(pairs)
@@ -274,7 +319,7 @@ def measure_pairs(
     pairs: Sequence[Pair],
     labels: LabelSource,
     *,
-    predict: Predict = predict_rows,
+    predict: Predict = predict_pairs,
     progress: ProgressCallback = ignore_progress,
 ) -> Evaluation:
     """Predict each pair, bring it to the label's resolution and measure it there.
@@ -288,8 +333,8 @@ def measure_pairs(
     n_numbers = model.task.n_outputs * math.prod(model.head.output_hw)
     size = max(1, min(_WINDOW, _WINDOW_NUMBERS // n_numbers))
     for done, window in enumerate(_windows(pairs, labels, size)):
-        predictions = predict(model, feed, [pair.row for pair, _ in window])
-        found = _measure_window(model.task, feed, window, labels, predictions)
+        predictions = predict(model, feed, [pair for pair, _ in window])
+        found = measure_window(model.task, feed, window, labels, predictions)
         for (pair, label), result in zip(window, found, strict=True):
             if isinstance(result, str):
                 left_out[pair.key] = result
@@ -341,44 +386,3 @@ def _windows(
     source = labelled(pairs, labels)
     while window := list(islice(source, size)):
         yield window
-
-
-def _measure_window(
-    task: Task,
-    feed: Feed,
-    window: Sequence[tuple[Pair, Label]],
-    labels: LabelSource,
-    predictions: np.ndarray,
-) -> list[dict[str, Any] | str]:
-    placements = feed.placements([pair.row for pair, _ in window])
-
-    def call(index: int) -> Callable[[], dict[str, Any] | str]:
-        pair, label = window[index]
-        return lambda: _measure(
-            task,
-            predictions[index],
-            placements[pair.row],
-            label,
-            labels.format_of(pair.dataset),
-        )
-
-    return list(in_threads(call(index) for index in range(len(window))))
-
-
-def _measure(
-    task: Task, prediction_chw: np.ndarray, placement: Placement, label: Label, dataset_format: str
-) -> dict[str, Any] | str:
-    try:
-        values, valid = checked_label(label, placement)
-    except InvalidInputError as error:
-        return str(error)
-    try:
-        return task.measure(
-            prediction_chw,
-            placement=placement,
-            values_hw=values,
-            valid_hw=valid,
-            dataset_format=dataset_format,
-        )
-    except BadImageError as error:  # this label alone; a protocol that fits none is no such error
-        return str(error)

@@ -8,7 +8,7 @@ from typing import TypeVar
 from featstore.errors import InvalidInputError, invalid
 from heads.keypoint_labels import KEYPOINTS, keypoint_record
 from heads.labels import CLASS, LabelSource
-from heads.selection import Pair, Selection
+from heads.selection import Pair, Selection, labels_of
 from heads.tasks import LabelFacts
 
 T = TypeVar("T")
@@ -22,12 +22,26 @@ def training_facts(selection: Selection, labels: LabelSource) -> LabelFacts:
     """
     pairs = [pair for part in selection.parts().values() for pair in part]
     if labels.kind == KEYPOINTS:
-        facts = measured_facts(pairs, labels)
-        return LabelFacts(skeleton=facts.skeleton, identities=_identities(selection.train, labels))
+        skeleton = measured_facts(pairs, labels).skeleton
+        return LabelFacts(skeleton=skeleton, identities=labels_of(_marked(selection.train, labels)))
     if labels.kind in ("classes", CLASS):
         names = _common(pairs, labels.class_names, "data sets of the same classes")
         return LabelFacts(class_names=names)
     return LabelFacts()
+
+
+def _marked(pairs: Sequence[Pair], labels: LabelSource) -> list[Pair]:
+    """Keep the pairs with keypoints: a token that nothing trains would be noise in their mean."""
+    found: set[tuple[str, str]] = set()
+    for dataset in sorted({pair.dataset for pair in pairs}):
+        items = sorted({pair.item for pair in pairs if pair.dataset == dataset})
+        for item, label in labels.iterate(dataset, items):
+            try:
+                keypoint_record(label.data.decode())
+            except InvalidInputError:  # left out when targets are prepared, with its reason
+                continue
+            found.add((dataset, item))
+    return [pair for pair in pairs if (pair.dataset, pair.item) in found]
 
 
 def measured_facts(pairs: Iterable[Pair], labels: LabelSource) -> LabelFacts:
@@ -48,16 +62,3 @@ def _common(pairs: Iterable[Pair], value_of: Callable[[str], T], expected: str) 
     if any(other != first for other in others):
         raise invalid("data", " and ".join(known), expected, hint="Use one of them.")
     return first
-
-
-def _identities(pairs: Sequence[Pair], labels: LabelSource) -> tuple[str, ...]:
-    """List who is marked in some pairs, in the order of their names."""
-    found = set()
-    for dataset in sorted({pair.dataset for pair in pairs}):
-        items = sorted({pair.item for pair in pairs if pair.dataset == dataset})
-        for _, label in labels.iterate(dataset, items):
-            try:
-                found.add(str(keypoint_record(label.data.decode())["identity"]))
-            except InvalidInputError:  # left out when targets are prepared, with its reason
-                continue
-    return tuple(sorted(found - {""}))

@@ -18,7 +18,7 @@ from heads.keypoint_labels import KEYPOINTS
 from heads.labels import LabelSource
 from heads.model import Model
 from heads.pictures import comparison_png, panels_png, prediction_png
-from heads.predictions import predict_rows
+from heads.predictions import predict_pairs
 from heads.runs import PICTURES
 from heads.selection import Pair
 from heads.targets import checked_label
@@ -36,7 +36,7 @@ def draw_pictures(
     """
     if not pairs:
         return []
-    predictions = predict_rows(model, feed, [pair.row for pair in pairs])
+    predictions = predict_pairs(model, feed, pairs)
     placements = feed.placements([pair.row for pair in pairs])
     places = {pair.key: index for index, pair in enumerate(pairs)}
     files = []

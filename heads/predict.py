@@ -5,26 +5,43 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from featstore.errors import BadImageError, InvalidInputError, NotFoundError
+from featstore.crops import BOX_SCALE
+from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
 from featstore.files import write_bytes
 from featstore.images import decode
-from featstore.types import Placement, Progress, ProgressCallback, ignore_progress
+from featstore.types import Box, Placement, Progress, ProgressCallback, ignore_progress
 from heads.evaluate import locate_run
 from heads.gallery import paint_prediction
 from heads.model import Model, load
+from heads.photo_boxes import FULL, MIN_SCORE, PhotoBoxes, read_photo_boxes
+from heads.photo_poses import PhotoPoses
 from heads.runs import Run
+from heads.tasks.pose import PoseTask
+from heads.token_choice import MEAN, OWN, choose_token, use_trained_token
 
-Forward = Callable[[Sequence[np.ndarray]], Sequence[tuple[Mapping[str, np.ndarray], Placement]]]
-"""Turns decoded images, (H, W, 3) uint8 RGB, into their taps ("TAP" (tokens, dim) and perhaps
-"TAP/prefix") and the way each was drawn into the input, by the plan of the run's feature set."""
+
+class Forward(Protocol):
+    """Turns images into taps by the plan of the run's feature set."""
+
+    def __call__(
+        self, images: Sequence[np.ndarray], crops: Sequence[Box | None] | None = None, /
+    ) -> Sequence[tuple[Mapping[str, np.ndarray], Placement]]:
+        """Give taps, "TAP" (tokens, dim) and perhaps "TAP/prefix", and how each image was drawn.
+
+        Args:
+            images: Decoded, (H, W, 3) uint8 RGB.
+            crops: The region of each to show, in its pixels; None: all of it.
+        """
+        ...
+
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -39,6 +56,7 @@ class PredictReport:
     out: str
     images: int
     files: tuple[str, ...]
+    animals: int | None = None  # of a run of keypoints
     bad: dict[str, str] = field(default_factory=dict)  # image to reason
 
     def to_json(self) -> dict[str, Any]:
@@ -57,6 +75,11 @@ def predict(
     runs: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 8,
+    boxes: str | Path | None = None,
+    box_scale: float = BOX_SCALE,
+    min_score: float = MIN_SCORE,
+    token: str | Path = MEAN,
+    identity: str | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> PredictReport:
     """Predict images and write, for each, NAME.npy and NAME.png.
@@ -66,6 +89,9 @@ def predict(
     the input; or a table of boxes. The picture shows image and prediction. Images that do not
     decode are left out and listed.
 
+    Of a run of keypoints the array is (animals, K, 3), x, y and confidence in pixels of the
+    image, and keypoints.json (like COCO's) and keypoints.csv list those of all images.
+
     Args:
         run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
         images: Files, or folders that are searched for images.
@@ -74,40 +100,79 @@ def predict(
         store: Where to look the run up.
         runs: Folder of the runs, where it is not the store's own.
         device: Where the head computes.
-        batch_size: Images at a time.
+        batch_size: Images, or animals, at a time.
+        boxes: Of the animals that a run of keypoints shall find keypoints of: a file of
+            MegaDetector, or JSON like COCO's; "full" or None takes each image for one animal.
+        box_scale: Side of the square around a box that is shown, in its longer sides.
+        min_score: Boxes of a lower score are left out.
+        token: Of a head with identities: a token file, or "mean".
+        identity: One that was trained, whose token is taken in place of `token`.
         progress: Called with reports of progress.
 
     Raises:
-        NotFoundError: The run or a path is not there.
-        InvalidInputError: No image decodes, or the run's features were imported.
+        NotFoundError: The run, a path or the identity is not there.
+        InvalidInputError: No image can be used, the run's features were imported, or it is no run
+            of keypoints and of identities and `boxes` or `token` is given.
     """
     found = locate_run(run, store=store, runs=runs)
-    if found.record["plan"] is None:
-        raise InvalidInputError(
-            f"Run {found.run_id} learned from imported features, so no backbone is known that "
-            "would give them for new images. Use `heads evaluate`, or train on extracted features."
-        )
+    _check_images_can_be_read(found)
     names = _named(find_images(images))
     model = load(found, device=device)
+    _choose_identity(model, found, token, identity)
     bad: dict[str, str] = {}
+    place: dict[str, Any] = {"forward": forward, "out": Path(out), "names": names}
+    poses: PhotoPoses | None = None
+    if isinstance(model.task, PoseTask):
+        read = _boxes(boxes, min_score)
+        poses = PhotoPoses(
+            model=model, boxes=read, scale=box_scale, batch_size=batch_size, bad=bad, **place
+        )
+    elif boxes is not None:
+        raise invalid("boxes", str(boxes), f"left out: {found.record['task']} finds no keypoints")
     files: list[str] = []
     for done, part in enumerate(_decoded(names, batch_size, bad), 1):
         if part:
-            files += _predict_part(model, forward, part, names, Path(out))
+            files += poses.add(part) if poses else _predict_part(model, part, **place)
         n_done = min(done * batch_size, len(names))
         progress(Progress(stage="predict", done=n_done, total=len(names)))
     if not files:
         path, reason = next(iter(bad.items()))
         raise InvalidInputError(
-            f"None of {len(bad)} images can be used. The first, {path}: {reason}"
+            f"None of {len(names)} images can be used. The first, {path}: {reason}"
         )
     return PredictReport(
         run_id=found.run_id,
         out=str(out),
-        images=len(names) - len(bad),
-        files=tuple(files),
+        images=sum(file.endswith(".npy") for file in files),
+        files=(*files, *(poses.finish() if poses else ())),
+        animals=poses.n_animals if poses else None,
         bad=bad,
     )
+
+
+def _boxes(boxes: str | Path | None, min_score: float) -> PhotoBoxes | None:
+    """Read the boxes that are named; None: whole images."""
+    if boxes is None or boxes == FULL:
+        return None
+    return read_photo_boxes(boxes, min_score=min_score)
+
+
+def _check_images_can_be_read(run: Run) -> None:
+    if run.record["plan"] is None:
+        raise InvalidInputError(
+            f"Run {run.run_id} learned from imported features, so no backbone is known that "
+            "would give them for new images. Use `heads evaluate`, or train on extracted features."
+        )
+
+
+def _choose_identity(model: Model, run: Run, token: str | Path, identity: str | None) -> None:
+    """Let a model answer for an identity that was trained, or with the token of a file."""
+    if token == OWN:
+        raise invalid("token", token, "a file or mean; of new images name --identity NAME")
+    if identity is not None:
+        use_trained_token(model, identity)
+    elif token != MEAN:
+        choose_token(model, run, token)
 
 
 def find_images(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, Path]]:
@@ -174,8 +239,9 @@ def _decode(path: Path) -> np.ndarray | str:
 
 def _predict_part(
     model: Model,
-    forward: Forward,
     part: Sequence[tuple[Path, np.ndarray]],
+    *,
+    forward: Forward,
     names: Mapping[Path, Path],
     out: Path,
 ) -> list[str]:

@@ -15,7 +15,7 @@ from featstore.errors import BadImageError, InvalidInputError
 from heads.evaluate import labelled
 from heads.feed import Feed, Rows
 from heads.loop import IDENTITY, Batch
-from heads.predictions import predict_rows
+from heads.predictions import predict_pairs
 from heads.selection import Pair, evenly
 from heads.setup import Setup
 from heads.targets import checked_label
@@ -147,7 +147,7 @@ class Supply:
             return None
         setup, task = self._setup, self._setup.model.task
         rows = [pair.row for pair, _, _ in truth]
-        predictions = predict_rows(setup.model, self._feed, rows)
+        predictions = predict_pairs(setup.model, self._feed, [pair for pair, _, _ in truth])
         placements = self._feed.placements(rows)
         stats = [
             task.measure(

@@ -25,6 +25,7 @@ from featstore.skeleton import Skeleton
 from featstore.sources import Readers
 from featstore.tail import TailWeights
 from featstore.types import (
+    Box,
     Item,
     Label,
     Placement,
@@ -291,19 +292,25 @@ def fake_extract(
 
 
 def fake_forward(
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray], crops: Sequence[Box | None] | None = None, /
 ) -> list[tuple[dict[str, np.ndarray], Placement]]:
     """Give the tap "norm" of decoded images, as `FakeSource` makes it."""
     mix = np.random.default_rng(7).standard_normal((3, DIM)).astype(np.float32)
     found = []
-    for pixels in images:
-        height, width = pixels.shape[:2]
-        cells = pixels[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
+    for pixels, crop in zip(images, crops or [None] * len(images), strict=True):
+        placement = place(
+            source_hw=(pixels.shape[0], pixels.shape[1]),
+            crop=crop,
+            input_hw=(16, 16),
+            resize="squash",
+            view="plain",
+        )
+        x0, y0, x1, y1 = map(int, placement.box)
+        shown = pixels[y0:y1, x0:x1]
+        height, width = shown.shape[:2]
+        cells = shown[: height // 4 * 4, : width // 4 * 4].astype(np.float32)
         cells = cells.reshape(4, height // 4, 4, width // 4, 3).mean(axis=(1, 3)) / 50
         tokens = cells.reshape(16, 3) @ mix * 2
-        placement = place(
-            source_hw=(height, width), crop=None, input_hw=(16, 16), resize="squash", view="plain"
-        )
         found.append(({"norm": tokens, "norm/prefix": tokens[:1] + 1}, placement))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def draw_pose(
     places = points[:, :2].astype(np.float64)
     sure = np.nan_to_num(points[:, 2], nan=1.0) if points.shape[1] > 2 else np.ones(len(points))
     opacity = _FAINTEST + (1 - _FAINTEST) * np.clip(sure, 0, 1)
-    known = np.isfinite(places).all(axis=1)
+    known: np.ndarray = np.isfinite(places).all(axis=1)
     width = _line_width(image_hwc, places[known])
     colours = [SIDES[side_of(name)] for name in skeleton.names]
     edges = [(a, b) for a, b in skeleton.edges if known[a] and known[b]]
@@ -70,6 +71,18 @@ def draw_errors(image_hwc: np.ndarray, found: np.ndarray, truth: np.ndarray) -> 
     for start, end in zip(truth[known], found[known, :2].astype(np.float64), strict=True):
         _draw_line(canvas, start, end, width, _ERROR, 1.0)
         _draw_dot(canvas, start, 0.7 * width, _TRUTH, _TRUTH, 1.0)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def draw_box(image_hwc: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Draw a box on a copy of an image: (2, 2) x and y of two opposite corners, in its pixels."""
+    canvas = image_hwc.astype(np.float32)
+    (x0, y0), (x1, y1) = corners
+    ends = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]], dtype=np.float64)
+    width = max(1.0, max(image_hwc.shape[:2]) / 400)
+    for colour, size in ((_OUTLINE, width + 2), (_TRUTH, width)):
+        for start, end in pairwise(ends):
+            _draw_line(canvas, start, end, size, colour, 0.8)
     return np.rint(canvas).astype(np.uint8)
 
 
@@ -104,7 +117,8 @@ def close_up(
         dst=whole,
     )
     picture = draw(image_hwc, cut, interpolation="bicubic", fill_rgb=(128, 128, 128))
-    return picture, replace(placement, source_hw=size_hw, box=tuple(map(float, whole)))
+    box = (0.0, 0.0, float(size_hw[1]), float(size_hw[0]))
+    return picture, replace(placement, source_hw=size_hw, box=box)
 
 
 def moved(points_xy: np.ndarray, old: Placement, new: Placement) -> np.ndarray:

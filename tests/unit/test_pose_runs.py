@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 import heads
-from featstore.errors import InvalidInputError
+from featstore.errors import InvalidInputError, NotFoundError
 from featstore.plan import RunOptions
 from featstore.skeleton import Skeleton
+from heads.model import load
 from heads.runs import read_run
+from heads.token_file import TokenFile, weights_hash, write_token
 from tests.fakes import Things, fake_extract
 
 QUICK = {"checks": 2, "pictures": 0}
@@ -80,3 +82,54 @@ def test_other_keypoints_than_those_of_the_run_are_refused(store, tmp_path, monk
 def test_a_head_that_gives_maps_is_refused_for_keypoints(store):
     with pytest.raises(InvalidInputError, match=r"Use one of attentive_pool, .*linear_pool"):
         learn(store, "deap")
+
+
+@pytest.fixture(scope="module")
+def tokens_run(store, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    options = {"heads": 1, "ff": 8}
+    return runs / learn(store, "identity_token", runs=runs, options=options).run_id
+
+
+def measured(run, store, **changes):
+    return heads.evaluate(read_run(run), store=store, device="cpu", **changes)
+
+
+def test_own_tokens_answer_for_trained_identities_unless_the_mean_is_asked_for(store, tokens_run):
+    own, mean = measured(tokens_run, store), measured(tokens_run, store, token="mean")
+    assert (own.token, mean.token, own.identity) == ("own", "mean", None)
+    recorded = read_run(tokens_run).record["measured"]["metrics"]
+    assert own.metrics == pytest.approx(recorded)
+    assert abs(own.metrics["rmse"] - mean.metrics["rmse"]) > 1e-4
+
+
+def test_a_token_file_is_measured_on_images_of_its_identity(store, tokens_run, tmp_path):
+    model = load(read_run(tokens_run))
+    dark = model.head.tokens[model.task.identities.index("dark")].detach()
+    saved = TokenFile(
+        run_id=tokens_run.name,
+        weights_hash=weights_hash(read_run(tokens_run)),
+        identity="dark",
+        token=dark,
+    )
+    path = tmp_path / "dark.safetensors"
+    write_token(path, saved)
+    by_file = measured(tokens_run, store, token=path)
+    own = measured(tokens_run, store, identity="dark")
+    assert (by_file.identity, by_file.images) == ("dark", own.images)
+    assert by_file.images < measured(tokens_run, store).images
+    assert by_file.metrics == pytest.approx(own.metrics)
+    others = measured(tokens_run, store, token=path, identity="light")
+    assert others.identity == "light"
+    tta = measured(tokens_run, store, token=path, tta="hflip")
+    assert tta.metrics["rmse"] != by_file.metrics["rmse"]
+
+
+def test_a_head_without_tokens_and_a_label_that_is_not_there_are_refused(
+    store, tokens_run, tmp_path
+):
+    run = tmp_path / learn(store, runs=tmp_path, steps=1).run_id
+    with pytest.raises(InvalidInputError, match="only the head identity_token takes one"):
+        measured(run, store, token="mean")
+    with pytest.raises(NotFoundError, match="Did you mean 'dark'"):
+        measured(tokens_run, store, identity="drak")

@@ -83,7 +83,7 @@ def test_new_images_get_the_answer_of_the_task(store, task, tmp_path):
     shape, dtype = {
         "detection.v1": ((len(found), 5), np.float32),
         "classification.v1": ((2,), np.float32),
-        "pose.v1": ((3, 3), np.float32),
+        "pose.v1": ((1, 3, 3), np.float32),
         "segmentation.v1": (reader.source_hw, np.int32),
         "instances.v1": (reader.source_hw, np.int32),
     }.get(task, (reader.source_hw, np.float32))

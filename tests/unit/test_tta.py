@@ -51,7 +51,7 @@ def test_a_head_that_treats_all_places_alike_gives_the_same_with_mirror_images(m
     model, feed, features, pairs = parts(report, made)
     rows = [pair.row for pair in pairs]
     plain = predict_rows(model, feed, rows)
-    averaged = flip_average(features, pairs, ["norm"])(model, feed, rows)
+    averaged = flip_average(features, pairs, ["norm"])(model, feed, pairs)
     assert averaged.dtype == plain.dtype
     np.testing.assert_allclose(averaged, plain, rtol=1e-3, atol=1e-3)
     # The mirror images themselves are told apart by more than that.
@@ -72,7 +72,7 @@ def test_both_predictions_count_half_and_the_metric_is_that_of_their_mean(made):
         assert keys[row] == keys[other]
     flipped = predict_rows(model, feed, [average.mirror_images[row] for row in rows])
     expected = (predict_rows(model, feed, rows) + flipped[..., ::-1]) / 2
-    np.testing.assert_allclose(average(model, feed, rows), expected, rtol=1e-6)
+    np.testing.assert_allclose(average(model, feed, pairs), expected, rtol=1e-6)
     plain = heads.evaluate(report.path, device="cpu")
     tta = heads.evaluate(report.path, tta="hflip", device="cpu")
     assert (plain.tta, tta.tta, tta.images) == (None, "hflip", plain.images)
