@@ -111,10 +111,10 @@ def adapt_many(
     """
     if parts_of(recipe.mode)[1]:
         return [
-            _adapt_one(head, task, images, start, recipe, asked)
+            _adapt_one(head, task, images, start, recipe, asked=asked)
             for start in _told(starts, progress)
         ]
-    tokens, losses = _adapt_tokens(head, task, images, starts, recipe, progress)
+    tokens, losses = _adapt_tokens(head, task, images, starts, recipe, progress=progress)
     outputs = _answers(head, asked, tokens)
     return [
         Adapted(token=token, weights={}, losses=loss, output=output)
@@ -135,6 +135,7 @@ def _adapt_tokens(
     images: Images,
     starts: Sequence[Start],
     recipe: Recipe,
+    *,
     progress: ProgressCallback,
 ) -> tuple[Tensor, Tensor]:
     """Train the tokens of all starts together: (starts, width) and (steps, starts)."""
@@ -152,7 +153,7 @@ def _adapt_tokens(
     for group in _groups(going, [min(len(s), recipe.batch_size) for s in supports]):
         chosen = [starts[number] for number in group]
         learned, lost = _train_tokens(
-            frozen, task, view, [supports[n] for n in group], chosen, recipe
+            frozen, task, view, [supports[n] for n in group], chosen, recipe=recipe
         )
         tokens_nd[group], losses[:, group] = learned, lost
         progress(Progress(stage="adapt", done=going.index(group[-1]) + 1, total=len(going)))
@@ -177,6 +178,7 @@ def _train_tokens(
     view: _View,
     supports: Sequence[Tensor],
     starts: Sequence[Start],
+    *,
     recipe: Recipe,
 ) -> tuple[Tensor, Tensor]:
     """Train some tokens side by side: each has the gradient of its own mean loss alone."""
@@ -234,6 +236,7 @@ def _adapt_one(
     images: Images,
     start: Start,
     recipe: Recipe,
+    *,
     asked: Images | None,
 ) -> Adapted:
     """Train a copy of the head, and a token where the mode has one."""

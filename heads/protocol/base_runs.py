@@ -76,10 +76,10 @@ def train_heads(
         wanted = make_request(store, config).to_json()
         run = next((run for run in own if run.record.get("command") == wanted), None)
         if run is not None and not run.is_finished:
-            report = train(
+            resumed = train(
                 store, resume=run, device=device, cache=cache, runs=runs, progress=progress
             )
-            run = read_run(Path(report.path))
+            run = read_run(Path(resumed.path))
         if run is not None:
             found[variant] = run
     missing = [variant for variant in configs if variant not in found]

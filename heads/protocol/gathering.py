@@ -25,6 +25,7 @@ from heads.protocol.findings import HeadRun
 from heads.protocol.plan import Plan, plan_from_json
 from heads.protocol.runner import Task, count_cells, run_task
 from heads.runs import Run
+from heads.tasks.pose import PoseTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +106,7 @@ class Gathering:
             )
             for variant, run in trained.items():
                 model = load(run, device=self._device)
+                assert isinstance(model.task, PoseTask)
                 skeleton = model.task.skeleton
                 bench = self._bench(run, model, own)
                 task = Task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ class _Identity:
         return self._draws[n_seeds]
 
     def line(self, cell: Cell) -> Line:
-        about = {
+        about: dict[str, Any] = {
             "identity": cell.unit.identity,
             "way": cell.unit.way,
             "parameters": cell.parameters,
@@ -121,7 +122,7 @@ class _Identity:
             return Line(**about, error=cell.error)
         return Line(**about, **self._found(cell))
 
-    def _found(self, cell: Cell) -> dict[str, object]:
+    def _found(self, cell: Cell) -> dict[str, Any]:
         errors, way = cell.errors(), cell.unit.way
         found: dict[str, object] = {
             "rmse": errors.rmse(),

@@ -174,7 +174,8 @@ def _done(unit: Unit, task: Task) -> Cell:
         test=design.test,
     )
     began = time.perf_counter()
-    error, outcomes = None, ()
+    error: str | None = None
+    outcomes: tuple[tuple[Outcome, ...], ...] = ()
     try:
         outcomes = tuple(tuple(seed) for seed in task.bench.adapt(job))
     except InvalidInputError as failed:
