@@ -166,7 +166,8 @@ class PoseTask(Task):
         """Give places, (batch, K, 2), and logarithms of scales, (batch, K)."""
         flat = output[:, :, 0, 0]
         n_places = 2 * self.n_keypoints
-        points_bk2 = flat[:, :n_places].reshape(len(flat), -1, 2)
+        # len(flat) would fix the size of the batch in an exported graph.
+        points_bk2 = flat[:, :n_places].unflatten(1, (-1, 2))
         if not self.options.scales:
             return points_bk2, None
         said = flat[:, n_places:] + _FIRST_LOG_SCALE

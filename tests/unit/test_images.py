@@ -227,7 +227,7 @@ def test_a_basis_is_shrunk_by_one_filter_and_enlarged_by_another(photo, upscale)
 @pytest.mark.parametrize("rule", ["squash", "via:8", "crop+via:8:nearest"])
 def test_extraction_and_prediction_draw_by_the_rule_of_the_plan(photo, rule):
     plan = fake_plan(image_size=(28, 28), resize=rule, interpolation="bicubic")
-    pixels, placement = _drawn(np.asarray(photo), plan)
+    pixels, placement = _drawn(np.asarray(photo), None, plan)
     data = encoded(photo)
     reader = SimpleNamespace(read_image=lambda item: data)
     readers = SimpleNamespace(find=lambda dataset, path: (reader, None))
