@@ -167,7 +167,7 @@ class PoseTask(Task):
         flat = output[:, :, 0, 0]
         n_places = 2 * self.n_keypoints
         # len(flat) would fix the size of the batch in an exported graph.
-        points_bk2 = flat[:, :n_places].unflatten(1, (-1, 2))
+        points_bk2 = flat[:, :n_places].reshape(-1, self.n_keypoints, 2)
         if not self.options.scales:
             return points_bk2, None
         said = flat[:, n_places:] + _FIRST_LOG_SCALE
