@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from heads.facts import measured_facts
 from heads.feed import Feed
 from heads.identity_token import IdentityToken
 from heads.interpolation import descriptors, interpolated_token
+from heads.labels import LabelSource
 from heads.model import Model
+from heads.predictions import read_tokens
 from heads.runs import PAIRS, Run
 from heads.selection import (
     TEST,
@@ -89,18 +91,12 @@ def find_instances(
     }
     every = {pair.key: pair for pairs in of_split.values() for pair in pairs}
     model.task.check(measured_facts(every.values(), labels))
-    placements = features.placements(sorted({pair.row for pair in every.values()}))
-    found: list[Instance] = []
-    left_out: dict[str, str] = {}
-    for pair, label in labelled([every[key] for key in sorted(every)], labels):
-        placement, fmt = placements[pair.row], labels.format_of(pair.dataset)
-        try:
-            record, _ = checked_label(label, placement)
-            model.task.prepare(record, np.array(True), placement, model.head.output_hw)
-        except InvalidInputError as error:
-            left_out[pair.path] = str(error)
-            continue
-        found.append(Instance(pair=pair, record=record, placement=placement, dataset_format=fmt))
+
+    def prepare(one: Instance) -> None:
+        model.task.prepare(one.record, np.array(True), one.placement, model.head.output_hw)
+
+    ordered = [every[key] for key in sorted(every)]
+    found, left_out = read_instances(features, ordered, labels, check=prepare)
     if not found:
         reason = next(iter(left_out.values()), "It has no label.")
         raise InvalidInputError(
@@ -109,10 +105,50 @@ def find_instances(
         )
     is_test = {pair.image_key for pair in of_split.get(TEST, ())}
     return Instances(
-        pool=tuple(one for one in found if one.pair.image_key not in is_test),
-        test=tuple(one for one in found if one.pair.image_key in is_test),
+        pool=tuple(one for one in found.values() if one.pair.image_key not in is_test),
+        test=tuple(one for one in found.values() if one.pair.image_key in is_test),
         left_out=left_out,
     )
+
+
+def read_instances(
+    features: FeatureSet,
+    pairs: Sequence[Pair],
+    labels: LabelSource,
+    *,
+    check: Callable[[Instance], None] = lambda one: None,
+) -> tuple[dict[tuple[int, str], Instance], dict[str, str]]:
+    """Read the labels of pairs.
+
+    Args:
+        features: Feature set.
+        pairs: Rows with their items.
+        labels: Where their labels come from.
+        check: Raises InvalidInputError where a label is of no use.
+
+    Returns:
+        Instances by `Pair.key` in the order in which their labels come, and, by path, why others
+        were left out.
+    """
+    placements = features.placements(sorted({pair.row for pair in pairs}))
+    found: dict[tuple[int, str], Instance] = {}
+    left_out: dict[str, str] = {}
+    for pair, label in labelled(pairs, labels):
+        placement = placements[pair.row]
+        try:
+            record, _ = checked_label(label, placement)
+            one = Instance(
+                pair=pair,
+                record=record,
+                placement=placement,
+                dataset_format=labels.format_of(pair.dataset),
+            )
+            check(one)
+        except InvalidInputError as error:
+            left_out[pair.path] = str(error)
+            continue
+        found[pair.key] = one
+    return found, left_out
 
 
 def read_images(model: Model, feed: Feed, instances: Sequence[Instance]) -> Images:
@@ -185,9 +221,6 @@ class FirstTokens:
         found = []
         for name in self._head.options.identities:
             of_name = evenly([p for p in plain_pairs(pairs) if p.label == name], _DESCRIBED)
-            rows = [pair.row for pair in of_name]
-            placements = self._feed.placements(rows)
-            tensors = self._feed.tensors(rows, self._model.array_names)
-            inputs = self._model.tokens(tensors, [placements[row] for row in rows])
+            inputs = read_tokens(self._model, self._feed, [pair.row for pair in of_name])
             found.append(descriptors(inputs).mean(dim=0))
         return torch.stack(found)

@@ -12,6 +12,7 @@ import torch
 from featstore.commands import extract_command
 from featstore.errors import NotFoundError
 from featstore.views import HFLIP, PLAIN
+from heads.base import TapTokens
 from heads.feed import Feed
 from heads.model import Model
 from heads.selection import Pair, rows_with_taps
@@ -41,6 +42,13 @@ def predict_unnamed(model: Model, feed: Feed, pairs: Sequence[Pair]) -> np.ndarr
     return predict_rows(model, feed, [pair.row for pair in pairs])
 
 
+def read_tokens(model: Model, feed: Feed, rows: Sequence[int]) -> list[TapTokens]:
+    """Read what a head needs of stored rows."""
+    placements = feed.placements(rows)
+    tensors = feed.tensors(rows, model.array_names)
+    return model.tokens(tensors, [placements[row] for row in rows])
+
+
 @torch.inference_mode()
 def predict_rows(
     model: Model, feed: Feed, rows: Sequence[int], labels: Sequence[str | None] = ()
@@ -55,9 +63,7 @@ def predict_rows(
     """
     was_training = model.head.training
     model.head.eval()
-    placements = feed.placements(rows)
-    tensors = feed.tensors(rows, model.array_names)
-    inputs = model.tokens(tensors, [placements[row] for row in rows])
+    inputs = read_tokens(model, feed, rows)
     known = model.task.identities
     if known and labels:
         numbers = [known.index(label) if label in known else -1 for label in labels]

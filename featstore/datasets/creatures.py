@@ -22,8 +22,6 @@ directions, equally long on average over the keypoints (root mean square: `SHIFT
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,6 +41,7 @@ from featstore.datasets.creature_bodies import EDGES, NAMES, Kind, build_kind, i
 from featstore.datasets.creature_model import Grain
 from featstore.datasets.creature_paint import paint
 from featstore.datasets.creature_view import View, look_at
+from featstore.datasets.kept import KeptParts
 from featstore.datasets.scenes import Dice
 from featstore.datasets.skeletons import known_sigmas
 from featstore.errors import invalid, not_found
@@ -55,7 +54,7 @@ SHIFT = 0.08
 SKELETON = Skeleton(
     names=NAMES, edges=EDGES, swaps=swaps_from_names(NAMES), sigmas=known_sigmas(NAMES)
 )
-_CACHE_BYTES = 512 * 2**20
+_IMAGE = "image"
 _SIDES = (16, 4096)
 _PARTS = tuple(dict.fromkeys(name.removeprefix("left_").removeprefix("right_") for name in NAMES))
 _PART_OF = [_PARTS.index(name.removeprefix("left_").removeprefix("right_")) for name in NAMES]
@@ -88,7 +87,7 @@ class Options:
 
 
 class CreaturesReader:
-    """Paints a picture when first asked; the last ones are kept, up to 512 MiB."""
+    """Paints a picture when first asked; the first ones are kept, up to 512 MiB."""
 
     format = "creatures.v1"
     licence = "CC0-1.0"
@@ -99,8 +98,7 @@ class CreaturesReader:
         self.spec = f"creatures.v1:{options.text()}"
         self._options = options
         self._numbers = {self._path(number): number for number in range(options.n_images)}
-        self._pictures: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept = KeptParts()
         self._kind = lru_cache(maxsize=None)(
             lambda number: build_kind(Dice(options.seed, _KINDS, number))
         )
@@ -115,8 +113,7 @@ class CreaturesReader:
     def read_image(self, item: Item) -> bytes:
         """Give one picture: the bytes of an .npy file, (H, W, 3) uint8."""
         number = self._number(item)
-        with self._lock:
-            known = self._pictures.get(item.path)
+        known = self._kept.find(item.path, _IMAGE)
         if known is not None:
             return known
         kind, view = self._look(number)
@@ -124,10 +121,7 @@ class CreaturesReader:
         dice = Dice(self._options.seed, _PAINT, *place)
         grain = Grain(self._options.seed, _GRAIN, *place)
         picture = npy_bytes(paint(view, kind.coat, dice, grain))
-        with self._lock:
-            self._pictures[item.path] = picture
-            while len(self._pictures) * len(picture) > _CACHE_BYTES:
-                self._pictures.popitem(last=False)
+        self._kept.keep(item.path, {_IMAGE: picture})
         return picture
 
     def read_label(self, item: Item, kind: str) -> Label:

@@ -8,8 +8,6 @@ keeps the pictures and splits there are, from 10 on.
 
 from __future__ import annotations
 
-import threading
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -25,6 +23,7 @@ from featstore.datasets.common import (
     parse_whole,
 )
 from featstore.datasets.furnish import build_camera, build_scene
+from featstore.datasets.kept import KeptParts
 from featstore.datasets.raycast import N_PLANES, cast
 from featstore.datasets.scenes import CLASSES, Camera
 from featstore.datasets.shading import shade
@@ -33,16 +32,11 @@ from featstore.types import Item, Label
 
 VIEWS_PER_SCENE = 2
 KINDS = ("depth", "classes", "instances")
-_CACHE_BYTES = 512 * 2**20
 _SIDES = (16, 4096)
 
 
 class RoomsReader:
-    """Renders a picture with its labels when first asked; the first ones are kept, up to 512 MiB.
-
-    An extraction goes through all pictures several times, always in the same order: if the oldest
-    made room for the newest, none would be there when its turn came again.
-    """
+    """Renders a picture with its labels when first asked; the first are kept, up to 512 MiB."""
 
     format = "rooms.v1"
     licence = "CC0-1.0"
@@ -59,9 +53,7 @@ class RoomsReader:
         self._size = size
         self._places = _places(n_images)
         self._by_path = {self._path(*place): place for place in self._places}
-        self._pictures: dict[str, dict[str, bytes]] = {}  # compressed
-        self._free_bytes = _CACHE_BYTES
-        self._lock = threading.Lock()
+        self._kept = KeptParts()
         self._scene = lru_cache(maxsize=64)(lambda number: build_scene(self._seed, number))
 
     def items(self) -> Sequence[Item]:
@@ -82,28 +74,22 @@ class RoomsReader:
 
     def read_image(self, item: Item) -> bytes:
         """Give one picture: the bytes of an .npy file, (H, W, 3) uint8."""
-        return self._picture(item)["image"]
+        return self._part(item, "image")
 
     def read_label(self, item: Item, kind: str) -> Label:
         """Give depth in metres, or the class (see CLASSES) or instance of each pixel, 0 = room."""
         if kind not in KINDS:
             raise not_found("label kind", kind, KINDS)
-        return Label(kind=kind, encoding="npy", data=self._picture(item)[kind], source="exact")
+        return Label(kind=kind, encoding="npy", data=self._part(item, kind), source="exact")
 
-    def _picture(self, item: Item) -> dict[str, bytes]:
+    def _part(self, item: Item, part: str) -> bytes:
         """Render a picture and its labels, which one casting of rays gives together."""
-        with self._lock:
-            known = self._pictures.get(item.path)
+        known = self._kept.find(item.path, part)
         if known is not None:
-            return {part: zlib.decompress(data) for part, data in known.items()}
+            return known
         picture = self._render(*self._place(item))
-        kept = {part: zlib.compress(data, 1) for part, data in picture.items()}
-        n_bytes = sum(len(data) for data in kept.values())
-        with self._lock:
-            if item.path not in self._pictures and n_bytes <= self._free_bytes:
-                self._pictures[item.path] = kept
-                self._free_bytes -= n_bytes
-        return picture
+        self._kept.keep(item.path, picture)
+        return picture[part]
 
     def _render(self, number: int, view: int) -> dict[str, bytes]:
         scene, _ = self._scene(number)

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.errors import InvalidInputError, invalid
-from heads.evaluate import labelled
-from heads.identity_images import Instance
+from featstore.errors import invalid
+from heads.identity_images import Instance, read_instances
 from heads.labels import LabelSource
 from heads.selection import Pair, labelled_pairs, plain_pairs
-from heads.targets import checked_label
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
@@ -53,19 +51,7 @@ def find_animals(
     labels, by_split = labelled_pairs(features.store, features, taps=taps, kind=kind, data=data)
     every = {pair.key: pair for pairs in by_split.values() for pair in plain_pairs(pairs)}
     found = [every[key] for key in sorted(every) if every[key].label is not None]
-    placements = features.placements(sorted({pair.row for pair in found}))
-    known: dict[tuple[int, str], Instance] = {}
-    left_out: dict[str, str] = {}
-    for pair, label in labelled(found, labels):
-        placement, format_ = placements[pair.row], labels.format_of(pair.dataset)
-        try:
-            record, _ = checked_label(label, placement)
-        except InvalidInputError as error:
-            left_out[pair.path] = str(error)
-            continue
-        known[pair.key] = Instance(
-            pair=pair, record=record, placement=placement, dataset_format=format_
-        )
+    known, left_out = read_instances(features, found, labels)
     by_identity: dict[str, list[Instance]] = {}
     for pair in found:
         if pair.key in known:

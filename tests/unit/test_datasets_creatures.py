@@ -3,8 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from featstore.datasets import open_dataset
+from featstore.datasets import creatures, open_dataset
 from featstore.datasets.creature_bodies import NAMES, bearing
+from featstore.datasets.creature_paint import paint
 from featstore.datasets.creatures import FACTORS, SHIFT, SKELETON, identity_offsets
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.images import decode
@@ -198,13 +199,16 @@ def test_seeds_identities_and_pictures_differ():
 
 
 def test_painted_pictures_are_kept_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr("featstore.datasets.kept.KEPT_BYTES", 40_000)
+    painted = []
+    monkeypatch.setattr(creatures, "paint", lambda *args: painted.append(args) or paint(*args))
     reader = open_dataset(f"creatures:n=10,{SMALL}")
-    item = reader.items()[0]
-    assert reader.read_image(item) is reader.read_image(item)
-    monkeypatch.setattr("featstore.datasets.creatures._CACHE_BYTES", 40_000)
-    images = [reader.read_image(item) for item in reader.items()]
-    assert reader.read_image(item) == images[0]
-    assert reader.read_image(item) is not images[0]
+    items = reader.items()
+    images = [reader.read_image(item) for item in items]
+    n_kept = len(reader._kept._pictures)
+    assert 0 < n_kept < 10
+    assert [reader.read_image(item) for item in items] == images
+    assert len(painted) == 10 + (10 - n_kept)
 
 
 @pytest.mark.parametrize(

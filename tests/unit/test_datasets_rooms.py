@@ -190,19 +190,19 @@ def test_seeds_scenes_and_views_differ_and_sizes_have_paths_of_their_own():
 
 def test_rendered_pictures_are_kept_up_to_a_bound(monkeypatch):
     """In repeated passes the first pictures are found again; a picture more costs no memory."""
-    monkeypatch.setattr("featstore.datasets.rooms._CACHE_BYTES", 60_000)
+    monkeypatch.setattr("featstore.datasets.kept.KEPT_BYTES", 60_000)
     reader = open_dataset("rooms:n=10,size=48x64")
     items, rendered = reader.items(), []
     render = reader._render
     monkeypatch.setattr(reader, "_render", lambda *place: rendered.append(place) or render(*place))
     images = [reader.read_image(item) for item in items]
-    kept = sum(len(part) for parts in reader._pictures.values() for part in parts.values())
-    assert 0 < len(reader._pictures) < 10
-    assert kept + reader._free_bytes == 60_000
+    kept = sum(len(part) for parts in reader._kept._pictures.values() for part in parts.values())
+    assert 0 < len(reader._kept._pictures) < 10
+    assert kept + reader._kept._free_bytes == 60_000
     for item in items:
         reader.read_label(item, "depth")
     assert [reader.read_image(item) for item in items] == images
-    assert len(rendered) == 10 + 2 * (10 - len(reader._pictures))
+    assert len(rendered) == 10 + 2 * (10 - len(reader._kept._pictures))
 
 
 def test_short_cuts_change_no_pixel(monkeypatch):
