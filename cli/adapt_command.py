@@ -187,12 +187,17 @@ def _show(report: AdaptReport) -> None:
     click.echo(f"\nloss of the images that were learned from\n{table(columns, lines)}")
     if report.mean_token:
         click.echo(f"\n{count(report.test_images, 'instance')} of the test split")
-        click.echo(table(["metric", "mean token", "adapted"], _compared(report)))
+        compared = _compared(report)
+        click.echo(table(["metric", "mean token", "adapted"], compared))
+        n_more = len(report.mean_token) - len(compared)
+        click.echo(f"{count(n_more, 'more metric')} of single keypoints: --json lists all.")
 
 
 def _compared(report: AdaptReport) -> list[list[Any]]:
     lines: list[list[Any]] = []
     for name, before in report.mean_token.items():
+        if "/" in name:  # of one keypoint
+            continue
         after = [one.metrics[name] for one in report.tokens]
         text = number(statistics.fmean(after))
         if len(after) > 1:

@@ -254,6 +254,9 @@ def test_the_command_tells_what_it_did(made, in_folder, capsys):
     assert "8 parameters (token), 2 steps" in out
     assert "elk-0.safetensors" in out
     assert "over seeds" in out
+    assert "more metrics of single keypoints: --json lists all." in out
+    assert "pck@0.05 " in out
+    assert "pck@0.05/" not in out
     assert exit_code(program, [*words, "--out", "e.safetensors", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"][0]["path"] == "e.safetensors"
     assert exit_code(program, [*words[:4], "--shots", "x"]) == 2
