@@ -20,6 +20,7 @@ from featstore.store import (
     parse_crop,
     placement_columns,
 )
+from featstore.tombstones import rows_out_of_force
 from featstore.views import region_of
 
 RowKey = tuple[str, str, str]
@@ -74,6 +75,7 @@ class ShardState:
     lines: tuple[Mapping[str, Any], ...]  # of the assignment, rows ascending
     committed: frozenset[str]  # taps
     rejected: Mapping[str, Mapping[RowKey, Mapping[str, Any]]]  # tap -> key -> ledger line
+    removed: frozenset[int] = frozenset()  # rows that count for nothing
 
 
 def shard_states(folder: FeatureSetFolder, taps: Iterable[str]) -> list[ShardState]:
@@ -82,6 +84,7 @@ def shard_states(folder: FeatureSetFolder, taps: Iterable[str]) -> list[ShardSta
     for line in folder.assignments().to_pylist():
         by_shard.setdefault(folder.layout.shard_of(line["row"]), []).append(line)
     present = {tap: set(folder.committed_shards(tap)) for tap in taps}
+    removed = rows_out_of_force(folder)
     return [
         ShardState(
             shard=shard,
@@ -92,6 +95,7 @@ def shard_states(folder: FeatureSetFolder, taps: Iterable[str]) -> list[ShardSta
                 for tap, shards in present.items()
                 if shard in shards
             },
+            removed=frozenset(removed.intersection(line["row"] for line in lines)),
         )
         for shard, lines in sorted(by_shard.items())
     ]

@@ -196,7 +196,8 @@ class Extraction:
             limit=limit,
             on_batch=count,
         ):
-            keys = {line["row"]: row_key(line) for line in result.job.lines}
+            removed = result.job.removed
+            keys = {r["row"]: row_key(r) for r in result.job.lines if r["row"] not in removed}
             rejected = {keys[row]: why for row, why in result.rejected.items()}
             stored.update(key for row, key in keys.items() if row not in result.rejected)
             self._leave_out(bad_rows(work, rejected, only_new=True))

@@ -154,7 +154,7 @@ def _sort_rows(
     is_complete = not missing_taps(taps, state.committed)
     for line in state.lines:
         key = row_key(line)
-        if key not in wanted:
+        if key not in wanted or line["row"] in state.removed:
             continue
         unassigned.pop(key, None)
         rejections = [by_key[key] for by_key in state.rejected.values() if key in by_key]
@@ -182,10 +182,20 @@ def _jobs(
     reused: set[RowKey],
 ) -> list[ShardJob]:
     return [
-        ShardJob(folder=folder, shard=state.shard, lines=state.lines, taps=lacking)
+        ShardJob(
+            folder=folder,
+            shard=state.shard,
+            lines=state.lines,
+            taps=lacking,
+            removed=state.removed,
+        )
         for state in states
         if (lacking := missing_taps(taps, state.committed))
-        and any(row_key(line) in wanted and row_key(line) not in reused for line in state.lines)
+        and any(
+            row_key(line) in wanted and row_key(line) not in reused
+            for line in state.lines
+            if line["row"] not in state.removed
+        )
     ]
 
 

@@ -77,14 +77,22 @@ def _repair(
     lines: dict[int, list[Mapping[str, object]]] = {}
     for line in folder.assignments().to_pylist():
         lines.setdefault(folder.layout.shard_of(line["row"]), []).append(line)
+    removed = frozenset(folder.removed_rows())
     jobs = [
-        ShardJob(folder=folder, shard=shard, lines=lines[shard], taps=tuple(sorted(damaged)))
+        ShardJob(
+            folder=folder,
+            shard=shard,
+            lines=lines[shard],
+            taps=tuple(sorted(damaged)),
+            removed=removed,
+        )
         for shard, damaged in sorted(shards.items())
     ]
     # Everything that can be missing is looked for before anything is thrown away.
     for job in jobs:
         for line in job.lines:
-            readers.find(line["dataset"], line["path"])
+            if line["row"] not in removed:
+                readers.find(line["dataset"], line["path"])
     source = _source(folder, readers, taps, weights, device)
     for job in jobs:
         for tap in job.taps:

@@ -64,6 +64,7 @@ def check_rows(folder: FeatureSetFolder, names: Sequence[str], rows: np.ndarray)
     Raises:
         NotFoundError: The message names them.
     """
+    rows = ledgers_of(folder).tombstones().current(rows)
     shards = np.unique(rows // folder.layout.shard_rows).tolist()
     for tap in _taps(names):
         is_parsed = ledgers_of(folder).is_parsed

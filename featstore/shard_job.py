@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from featstore.errors import BadImageError, StorageError
 from featstore.ledger import SCHEMA, write_ledger
+from featstore.ledgers import REMOVED
 from featstore.shard_writer import fill_block, open_writer
 from featstore.store import FeatureSetFolder
 
@@ -63,6 +64,7 @@ class ShardJob:
     shard: int
     lines: Sequence[Mapping[str, Any]]
     taps: tuple[str, ...]
+    removed: frozenset[int] = frozenset()  # rows whose image is not looked at any more
 
 
 @dataclass(kw_only=True, slots=True)
@@ -188,12 +190,18 @@ def _batches(
     for job in jobs:
         for start in range(0, len(job.lines), batch_size):
             lines = job.lines[start : start + batch_size]
-            loads = [loaders.submit(source.load, line) for line in lines]
+            loads = [loaders.submit(_load, source, job, line) for line in lines]
             is_last = start + batch_size >= len(job.lines)
             queue.append(_Batch(job=job, lines=lines, loads=loads, is_last=is_last))
             if len(queue) > ahead:
                 yield queue.popleft()
     yield from queue
+
+
+def _load(source: Source, job: ShardJob, line: Mapping[str, Any]) -> Loaded:
+    if line["row"] in job.removed:
+        raise BadImageError(REMOVED)
+    return source.load(line)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,7 +298,12 @@ class _ShardWork:
             writer.commit(folder.array_path(tap, array))
         for tap in self.job.taps:
             write_ledger(folder, tap, shard, self._ledger(tap, shared.get(tap)))
-        rejected = {row: why for tap in self.job.taps for row, why in self.rejected[tap].items()}
+        rejected = {
+            row: why
+            for tap in self.job.taps
+            for row, why in self.rejected[tap].items()
+            if row not in self.job.removed
+        }
         return ShardResult(job=self.job, rejected=rejected)
 
     def discard(self) -> None:

@@ -164,7 +164,9 @@ class FeatureSetFolder:
         paths = self.assignment_paths()
         if not paths:
             return ASSIGNMENT_SCHEMA.empty_table()
-        return pa.concat_tables([read_parquet(path) for path in paths]).sort_by("row")
+        names = ASSIGNMENT_SCHEMA.names  # those of moved rows have one column more
+        tables = [read_parquet(path).select(names) for path in paths]
+        return pa.concat_tables(tables).sort_by("row")
 
     def removed_rows(self) -> set[int]:
         """Rows that were removed logically."""
