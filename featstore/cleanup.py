@@ -5,26 +5,34 @@ Nothing is deleted while a process that may need it holds its lock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featstore.errors import ConflictError, FormatError
+import numpy as np
+
+from featstore.errors import ConflictError, FormatError, invalid
 from featstore.feature_sets import find_feature_set
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
 from featstore.latency import latency_path
+from featstore.occupancy import files_to_free, occupied
 from featstore.store import FeatureSetFolder, StoreFolder, open_folder
+from featstore.tombstones import read_tombstones
 from featstore.types import TapShape
 
 _REMOVED = ".removed"
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)  # FormatError aside
 _RUN_LOCKS = (".lock", ".lock.holder")
 _PURPOSE = "collecting waste"
+GRACE_S = 3600.0
+"""How long the numbers of a removed row stay, for streams that were begun before."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,6 +42,8 @@ class CleanReport:
     store: str
     removed: list[str] = field(default_factory=list)  # relative to the store
     bytes: int = 0
+    waiting_bytes: int = 0  # of removed rows, which may be in use: their grace period runs
+    waiting_s: float = 0.0  # until the last of them can go
     busy: list[str] = field(default_factory=list)  # left alone: another process writes there
 
     def to_json(self) -> dict[str, Any]:
@@ -41,27 +51,38 @@ class CleanReport:
         return asdict(self)
 
 
-def gc(store_path: str | Path, *, dry_run: bool = False, targets: bool = False) -> CleanReport:
+def gc(
+    store_path: str | Path,
+    *,
+    dry_run: bool = False,
+    targets: bool = False,
+    grace_s: float = GRACE_S,
+) -> CleanReport:
     """Delete what no committed row, item or run needs.
 
-    These are files of interrupted writes, shards that were written but never committed, and what
-    interrupted removals left. Whatever another process is writing is left alone.
+    These are files of interrupted writes, shards that were written but never committed, what
+    interrupted removals left, and shards of which every row was removed or moved. Whatever
+    another process is writing is left alone.
 
     Args:
         store_path: Store.
         dry_run: Only list.
         targets: Delete the prepared targets too; the next training makes them again.
+        grace_s: Seconds for which a removed row's numbers stay, for streams that were begun
+            before; 0 deletes at once, and such a stream stops with a message.
 
     Raises:
         NotFoundError: There is no store.
         FormatError: The attributes of a feature set are damaged, so nobody knows what it needs.
         StorageError: The disk refused.
     """
+    if not grace_s >= 0:
+        raise invalid("grace_s", grace_s, "0 or more seconds")
     store = open_folder(Path(store_path))
     sweep = _Sweep(store, dry_run=dry_run)
     for path in _folders(store.path / "feature_sets"):
         lock = store.locks_path / f"{path.name}.lock"
-        sweep.do(lock, path.name, partial(_feature_set_waste, path))
+        sweep.do(lock, path.name, partial(_feature_set_waste, path, sweep.report, grace_s))
     for path in _folders(store.path / _REMOVED):
         key = path.name.partition(".")[0]
         sweep.do(store.locks_path / f"{key}.lock", key, partial(_files, path), folder=path)
@@ -126,9 +147,18 @@ def _delete(paths: Iterable[Path], folder: Path | None) -> None:
     for path in paths:
         with storage_errors(path):
             path.unlink(missing_ok=True)
+            _remove_empty(path.parent)
     if folder is not None:
         with storage_errors(folder):
             shutil.rmtree(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Delete the folders of a shard, which bear numbers, if nothing is left in them."""
+    with contextlib.suppress(OSError):  # it is not empty, or gone
+        while folder.name.isdecimal():
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -153,12 +183,14 @@ def _run_waste(folder: Path) -> list[Path]:
     return _partials(folder) if (folder / "run.json").exists() else files
 
 
-def _feature_set_waste(path: Path) -> Iterator[Path]:
+def _feature_set_waste(path: Path, report: CleanReport, grace_s: float) -> Iterator[Path]:
     yield from _partials(path)
     if not (path / "zarr.json").exists():
         return  # begun and never made, or damaged: `verify` tells which
     folder = FeatureSetFolder(path)
-    for tap, shape in _taps(folder).items():
+    taps = _taps(folder)
+    yield from _removed_shards(folder, report, grace_s)
+    for tap, shape in taps.items():
         ledgers = folder.ledger_path(tap, 0).parent.glob("*.parquet")
         committed = {int(path.stem) for path in ledgers if path.stem.isdecimal()}
         for array in shape.arrays:
@@ -167,6 +199,25 @@ def _feature_set_waste(path: Path) -> Iterator[Path]:
                 is_shard = shard.isdecimal() and file == folder.shard_file(tap, array, int(shard))
                 if is_shard and int(shard) not in committed:
                     yield file
+
+
+def _removed_shards(
+    folder: FeatureSetFolder, report: CleanReport, grace_s: float
+) -> Iterator[Path]:
+    """Give the files of shards in which nothing counts any more; see `files_to_free`."""
+    tombstones = read_tombstones(folder)
+    now = time.time()
+    for one in occupied(folder, tombstones.rows):
+        if not one.is_empty:
+            continue
+        places = np.searchsorted(tombstones.rows, one.rows[one.is_removed])
+        wait_s = float(tombstones.removed_at[places].max()) + grace_s - now
+        files = files_to_free(folder, one)
+        if files and grace_s and wait_s > 0:
+            report.waiting_bytes += sum(file.stat().st_size for file in files)
+            report.waiting_s = max(report.waiting_s, wait_s)
+        else:
+            yield from files
 
 
 def _taps(folder: FeatureSetFolder) -> dict[str, TapShape]:

@@ -66,7 +66,7 @@ def ensure_feature_set(
         write_bytes(path / NORM_FILE, _norm_bytes(new.final_norm))
     if not (path / "zarr.json").exists():
         _make(path, new)
-    _add_taps(FeatureSetFolder(path), shapes)
+    add_taps(FeatureSetFolder(path), shapes)
     if new.tail is not None:
         write_tail(FeatureSetFolder(path), new.tail)
     return FeatureSetFolder(path)
@@ -87,7 +87,12 @@ def _make(path: Path, new: NewFeatureSet) -> None:
     write_attributes(path, attributes)
 
 
-def _add_taps(folder: FeatureSetFolder, shapes: Sequence[TapShape]) -> None:
+def add_taps(folder: FeatureSetFolder, shapes: Sequence[TapShape]) -> None:
+    """Record those of the taps that the feature set lacks; call it under its writer lock.
+
+    Raises:
+        FormatError: A tap is stored with another shape.
+    """
     known = folder.taps
     for shape in shapes:
         if shape.tap in known and known[shape.tap] != shape:

@@ -96,10 +96,15 @@ def shard_files(folder: FeatureSetFolder, shard: int) -> Iterator[Path]:
         yield from (path for path in paths if path.is_file())
 
 
-def ledger_files(folder: FeatureSetFolder, shard: int) -> Iterator[Path]:
-    """Give the ledgers of one shard that exist, over all taps."""
-    paths = (folder.ledger_path(tap, shard) for tap in folder.taps)
-    yield from (path for path in paths if path.is_file())
+def files_to_free(folder: FeatureSetFolder, one: Occupancy) -> list[Path]:
+    """Give the files of a shard in which nothing counts any more, in the order to delete them.
+
+    The ledgers go first: what is left of a shard without them is waste like any other. Where rows
+    were rejected they stay, since they tell why.
+    """
+    ledgers = [folder.ledger_path(tap, one.shard) for tap in folder.taps]
+    gone = [path for path in ledgers if path.is_file()] if one.is_removed.all() else []
+    return [*gone, *shard_files(folder, one.shard)]
 
 
 def removed_bytes(folder: FeatureSetFolder, removed: np.ndarray) -> tuple[int, int]:
@@ -112,7 +117,7 @@ def removed_bytes(folder: FeatureSetFolder, removed: np.ndarray) -> tuple[int, i
     whole = part = 0
     for one in occupied(folder, removed):
         if one.is_empty:
-            whole += sum(path.stat().st_size for path in shard_files(folder, one.shard))
+            whole += sum(path.stat().st_size for path in files_to_free(folder, one))
             continue
         for tap, shape in folder.taps.items():
             if shape.grid is None:

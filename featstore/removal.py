@@ -52,7 +52,7 @@ order by other."row"
 _ITEMS_WITHOUT_ROWS = """
 select count(*) as n
 from items
-anti join sample_lines using (dataset, item)
+anti join samples using (dataset, item)
 """
 
 

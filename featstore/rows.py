@@ -168,7 +168,11 @@ class RowReader:
                     self._files.get(shard, self._open)[0].advise(slot)
 
     def _read_wherever(
-        self, read_row: Callable[[int, int, np.ndarray], None], shard: int, slot: int, out: np.ndarray
+        self,
+        read_row: Callable[[int, int, np.ndarray], None],
+        shard: int,
+        slot: int,
+        out: np.ndarray,
     ) -> None:
         """Read a row, also one that was moved, and whose shard was freed, a moment ago."""
         try:
