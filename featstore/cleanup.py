@@ -154,7 +154,9 @@ def _delete(paths: Iterable[Path], folder: Path | None) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Delete the folders of a shard, which bear numbers, if nothing is left in them."""
+    """Delete the folders of a shard, which bear numbers below `c`, if nothing is left in them."""
+    if "c" not in folder.parts:
+        return
     with contextlib.suppress(OSError):  # it is not empty, or gone
         while folder.name.isdecimal():
             folder.rmdir()
@@ -227,7 +229,7 @@ def _taps(folder: FeatureSetFolder) -> dict[str, TapShape]:
         raise FormatError(f"{folder.path}/zarr.json is damaged. Restore it from a copy.") from error
 
 
-def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
+def remove_feature_set(store_path: str | Path, name: str, *, dry_run: bool = False) -> CleanReport:
     """Delete one feature set for good; items, labels and runs stay.
 
     It is moved aside first, in one step: whatever happens then, it is gone or whole.
@@ -235,6 +237,7 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
     Args:
         store_path: Store.
         name: Key, unique prefix of one, or name.
+        dry_run: Only list.
 
     Raises:
         NotFoundError: There is no such feature set.
@@ -249,6 +252,8 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
     with exclusive(store.locks_path / f"{folder.key}.lock", purpose=purpose):
         report.bytes = sum(path.lstat().st_size for path in _files(folder.path))
         report.removed.append(folder.path.relative_to(store.path).as_posix())
+        if dry_run:
+            return report
         with storage_errors(folder.path):
             aside.parent.mkdir(exist_ok=True)
             folder.path.rename(aside)

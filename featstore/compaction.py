@@ -121,6 +121,8 @@ class _Compaction:
         with self._locked():
             remove_partials(self.folder.path)
             moves = unfinished_moves(self.folder, read_tombstones(self.folder))
+            if moves:
+                grow_arrays(self.folder, list(self.folder.taps))
         for move in moves:
             self._finish(move)
         for shards in self._steps():
