@@ -5,15 +5,24 @@ Nothing is deleted while a process that may need it holds its lock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from featstore.claims import (
+    Holder,
+    claims_folder,
+    claims_lock,
+    holder_of,
+    is_dead_partial,
+    live_claims,
+)
 from featstore.errors import ConflictError, FormatError
 from featstore.feature_sets import find_feature_set
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
@@ -60,8 +69,7 @@ def gc(store_path: str | Path, *, dry_run: bool = False, targets: bool = False) 
     store = open_folder(Path(store_path))
     sweep = _Sweep(store, dry_run=dry_run)
     for path in _folders(store.path / "feature_sets"):
-        lock = store.locks_path / f"{path.name}.lock"
-        sweep.do(lock, path.name, partial(_feature_set_waste, path))
+        sweep.feature_set(path)
     for path in _folders(store.path / _REMOVED):
         key = path.name.partition(".")[0]
         sweep.do(store.locks_path / f"{key}.lock", key, partial(_files, path), folder=path)
@@ -84,6 +92,9 @@ def gc(store_path: str | Path, *, dry_run: bool = False, targets: bool = False) 
     return sweep.report
 
 
+Guard = Callable[[Sequence[Path]], contextlib.AbstractContextManager[Sequence[Path]]]
+
+
 class _Sweep:
     """One collection: where, whether for real, and what it took so far."""
 
@@ -99,22 +110,41 @@ class _Sweep:
         find: Callable[[], Iterable[Path]],
         *,
         folder: Path | None = None,
+        guard: Guard = contextlib.nullcontext,
     ) -> None:
         """Delete the files that `find` gives, and then `folder`, under a lock.
 
-        Where another process holds it, `name` is reported as busy instead.
+        Where another process holds it, `name` is reported as busy instead. Within `guard`, those
+        that it gives of the files found are deleted.
         """
         if self.dry_run and not self.store.is_writable:
             self._list(find())  # nobody can be writing it
             return
         try:
-            with exclusive(lock, purpose=_PURPOSE):
-                paths = list(find())
+            with exclusive(lock, purpose=_PURPOSE), guard(list(find())) as paths:
                 self._list(paths)
                 if not self.dry_run:
                     _delete(paths, folder)
         except ConflictError:
             self.report.busy.append(name)
+
+    def feature_set(self, path: Path) -> None:
+        """Sweep a feature set, but for what the holders of claims are writing."""
+        lock = self.store.locks_path / f"{path.name}.lock"
+        find = partial(_feature_set_waste, path)
+        self.do(lock, path.name, find, guard=partial(self._unclaimed, path))
+
+    @contextlib.contextmanager
+    def _unclaimed(self, path: Path, waste: Sequence[Path]) -> Iterator[Sequence[Path]]:
+        """Choose what no claim protects, and keep it so for as long as the files are deleted."""
+        if not waste:
+            yield waste
+            return
+        with claims_lock(self.store, path.name, purpose=_PURPOSE):
+            live = live_claims(self.store, path.name)
+            if live:
+                self.report.busy.append(path.name)
+            yield [file for file in waste if _is_unclaimed(path, file, live)]
 
     def _list(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -169,6 +199,15 @@ def _feature_set_waste(path: Path) -> Iterator[Path]:
                     yield file
 
 
+def _is_unclaimed(path: Path, file: Path, live: Mapping[int, Holder]) -> bool:
+    """Tell whether a file that looked like waste still does, and nobody is about to commit it."""
+    if file.name.endswith(PARTIAL):
+        return is_dead_partial(file, live)
+    tap, _, _, shard, *_ = file.relative_to(path).parts
+    ledger = path / "ledger" / tap / f"{int(shard):05d}.parquet"
+    return int(shard) not in live and not ledger.exists()
+
+
 def _taps(folder: FeatureSetFolder) -> dict[str, TapShape]:
     try:
         return folder.taps
@@ -195,7 +234,11 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
     report = CleanReport(store=str(store.path))
     purpose = f"removing feature set {folder.key}"
     aside = store.path / _REMOVED / f"{folder.key}.{os.getpid()}-{secrets.token_hex(4)}"
-    with exclusive(store.locks_path / f"{folder.key}.lock", purpose=purpose):
+    with (
+        exclusive(store.locks_path / f"{folder.key}.lock", purpose=purpose),
+        claims_lock(store, folder.key, purpose=purpose),
+    ):
+        _refuse_claimed(store, folder.key)
         report.bytes = sum(path.lstat().st_size for path in _files(folder.path))
         report.removed.append(folder.path.relative_to(store.path).as_posix())
         with storage_errors(folder.path):
@@ -204,4 +247,13 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
             fsync_path(folder.path.parent)
             shutil.rmtree(aside)
             latency_path(store.path, folder.key).unlink(missing_ok=True)
+            shutil.rmtree(claims_folder(store, folder.key))  # of processes that died
     return report
+
+
+def _refuse_claimed(store: StoreFolder, key: str) -> None:
+    for shard in live_claims(store, key):
+        raise ConflictError(
+            f"{holder_of(store, key, shard)}. Wait for it to finish, or stop it, and run this "
+            "again."
+        )
