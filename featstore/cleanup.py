@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from featstore.claims import (
+    Holder,
+    claims_folder,
+    claims_lock,
+    holder_of,
+    is_dead_partial,
+    live_claims,
+)
 from featstore.errors import ConflictError, FormatError, invalid
 from featstore.feature_sets import find_feature_set
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
@@ -81,8 +89,7 @@ def gc(
     store = open_folder(Path(store_path))
     sweep = _Sweep(store, dry_run=dry_run)
     for path in _folders(store.path / "feature_sets"):
-        lock = store.locks_path / f"{path.name}.lock"
-        sweep.do(lock, path.name, partial(_feature_set_waste, path, sweep.report, grace_s))
+        sweep.feature_set(path, grace_s)
     for path in _folders(store.path / _REMOVED):
         key = path.name.partition(".")[0]
         sweep.do(store.locks_path / f"{key}.lock", key, partial(_files, path), folder=path)
@@ -105,6 +112,9 @@ def gc(
     return sweep.report
 
 
+Guard = Callable[[Sequence[Path]], contextlib.AbstractContextManager[Sequence[Path]]]
+
+
 class _Sweep:
     """One collection: where, whether for real, and what it took so far."""
 
@@ -120,22 +130,52 @@ class _Sweep:
         find: Callable[[], Iterable[Path]],
         *,
         folder: Path | None = None,
+        guard: Guard = contextlib.nullcontext,
     ) -> None:
         """Delete the files that `find` gives, and then `folder`, under a lock.
 
-        Where another process holds it, `name` is reported as busy instead.
+        Where another process holds it, `name` is reported as busy instead. Within `guard`, those
+        that it gives of the files found are deleted.
         """
         if self.dry_run and not self.store.is_writable:
             self._list(find())  # nobody can be writing it
             return
         try:
-            with exclusive(lock, purpose=_PURPOSE):
-                paths = list(find())
+            with exclusive(lock, purpose=_PURPOSE), guard(list(find())) as paths:
                 self._list(paths)
                 if not self.dry_run:
                     _delete(paths, folder)
         except ConflictError:
             self.report.busy.append(name)
+
+    def feature_set(self, path: Path, grace_s: float) -> None:
+        """Sweep a feature set, but for what the holders of claims are writing."""
+        lock = self.store.locks_path / f"{path.name}.lock"
+        freed: dict[Path, int] = {}
+
+        def find() -> Iterator[Path]:
+            if (path / "zarr.json").exists():  # else begun and never made, or damaged
+                folder = FeatureSetFolder(path)
+                _taps(folder)
+                freed.update(_removed_shards(folder, self.report, grace_s))
+            yield from freed
+            yield from _feature_set_waste(path)
+
+        self.do(lock, path.name, find, guard=partial(self._unclaimed, path, freed))
+
+    @contextlib.contextmanager
+    def _unclaimed(
+        self, path: Path, freed: Mapping[Path, int], waste: Sequence[Path]
+    ) -> Iterator[Sequence[Path]]:
+        """Choose what no claim protects, and keep it so for as long as the files are deleted."""
+        if not waste:
+            yield waste
+            return
+        with claims_lock(self.store, path.name, purpose=_PURPOSE):
+            live = live_claims(self.store, path.name)
+            if live:
+                self.report.busy.append(path.name)
+            yield [file for file in waste if _is_unclaimed(path, file, live, freed)]
 
     def _list(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -185,14 +225,12 @@ def _run_waste(folder: Path) -> list[Path]:
     return _partials(folder) if (folder / "run.json").exists() else files
 
 
-def _feature_set_waste(path: Path, report: CleanReport, grace_s: float) -> Iterator[Path]:
+def _feature_set_waste(path: Path) -> Iterator[Path]:
     yield from _partials(path)
     if not (path / "zarr.json").exists():
         return  # begun and never made, or damaged: `verify` tells which
     folder = FeatureSetFolder(path)
-    taps = _taps(folder)
-    yield from _removed_shards(folder, report, grace_s)
-    for tap, shape in taps.items():
+    for tap, shape in _taps(folder).items():
         ledgers = folder.ledger_path(tap, 0).parent.glob("*.parquet")
         committed = {int(path.stem) for path in ledgers if path.stem.isdecimal()}
         for array in shape.arrays:
@@ -205,8 +243,9 @@ def _feature_set_waste(path: Path, report: CleanReport, grace_s: float) -> Itera
 
 def _removed_shards(
     folder: FeatureSetFolder, report: CleanReport, grace_s: float
-) -> Iterator[Path]:
-    """Give the files of shards in which nothing counts any more; see `files_to_free`."""
+) -> dict[Path, int]:
+    """List the files, each with its shard, of shards in which nothing counts any more."""
+    found: dict[Path, int] = {}
     tombstones = read_tombstones(folder)
     now = time.time()
     for one in occupied(folder, tombstones.rows):
@@ -219,7 +258,21 @@ def _removed_shards(
             report.waiting_bytes += sum(file.stat().st_size for file in files)
             report.waiting_s = max(report.waiting_s, wait_s)
         else:
-            yield from files
+            found.update(dict.fromkeys(files, one.shard))
+    return found
+
+
+def _is_unclaimed(
+    path: Path, file: Path, live: Mapping[int, Holder], freed: Mapping[Path, int]
+) -> bool:
+    """Tell whether a file that looked like waste still does, and nobody is about to commit it."""
+    if file in freed:
+        return freed[file] not in live
+    if file.name.endswith(PARTIAL):
+        return is_dead_partial(file, live)
+    tap, _, _, shard, *_ = file.relative_to(path).parts
+    ledger = path / "ledger" / tap / f"{int(shard):05d}.parquet"
+    return int(shard) not in live and not ledger.exists()
 
 
 def _taps(folder: FeatureSetFolder) -> dict[str, TapShape]:
@@ -249,7 +302,11 @@ def remove_feature_set(store_path: str | Path, name: str, *, dry_run: bool = Fal
     report = CleanReport(store=str(store.path))
     purpose = f"removing feature set {folder.key}"
     aside = store.path / _REMOVED / f"{folder.key}.{os.getpid()}-{secrets.token_hex(4)}"
-    with exclusive(store.locks_path / f"{folder.key}.lock", purpose=purpose):
+    with (
+        exclusive(store.locks_path / f"{folder.key}.lock", purpose=purpose),
+        claims_lock(store, folder.key, purpose=purpose),
+    ):
+        _refuse_claimed(store, folder.key)
         report.bytes = sum(path.lstat().st_size for path in _files(folder.path))
         report.removed.append(folder.path.relative_to(store.path).as_posix())
         if dry_run:
@@ -260,4 +317,13 @@ def remove_feature_set(store_path: str | Path, name: str, *, dry_run: bool = Fal
             fsync_path(folder.path.parent)
             shutil.rmtree(aside)
             latency_path(store.path, folder.key).unlink(missing_ok=True)
+            shutil.rmtree(claims_folder(store, folder.key))  # of processes that died
     return report
+
+
+def _refuse_claimed(store: StoreFolder, key: str) -> None:
+    for shard in live_claims(store, key):
+        raise ConflictError(
+            f"{holder_of(store, key, shard)}. Wait for it to finish, or stop it, and run this "
+            "again."
+        )

@@ -9,6 +9,7 @@ way round. A move that was interrupted is finished by the next call.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featstore.claims import Claims, claims_lock, live_claims, sweep_partials
 from featstore.errors import InvalidInputError, invalid
 from featstore.feature_sets import grow_arrays
-from featstore.files import exclusive, remove_partials
+from featstore.files import exclusive
 from featstore.occupancy import (
     Occupancy,
     assigned_rows,
@@ -42,6 +44,7 @@ from featstore.transfer import CopyJob, add_assignment, copy_shard
 from featstore.types import Progress, ProgressCallback, ignore_progress
 
 MIN_REMOVED = 0.3
+_POLL_S = 0.2
 _STEP_SHARDS = 64  # new ones of one move: what an interruption leaves to be finished
 
 
@@ -109,7 +112,9 @@ class _Compaction:
         report: CompactReport,
         progress: ProgressCallback,
     ) -> None:
+        self.store = store
         self.folder = folder
+        self.purpose = f"compacting feature set {folder.key}"
         self.lock = store.locks_path / f"{folder.key}.lock"
         self.min_removed = min_removed
         self.report = report
@@ -119,7 +124,7 @@ class _Compaction:
         """Finish what was begun before, then move what is worth it."""
         before, _ = removed_bytes(self.folder, read_tombstones(self.folder).rows)
         with self._locked():
-            remove_partials(self.folder.path)
+            sweep_partials(self.store, self.folder)
             moves = unfinished_moves(self.folder, read_tombstones(self.folder))
             if moves:
                 grow_arrays(self.folder, list(self.folder.taps))
@@ -133,8 +138,7 @@ class _Compaction:
         self.report.gc_bytes += max(0, after - before)
 
     def _locked(self) -> Any:
-        purpose = f"compacting feature set {self.folder.key}"
-        return exclusive(self.lock, purpose=purpose, timeout_s=LOCK_WAIT_S)
+        return exclusive(self.lock, purpose=self.purpose, timeout_s=LOCK_WAIT_S)
 
     def _steps(self) -> Iterator[list[int]]:
         """Group the shards that are worth it: equal taps together, some at a time."""
@@ -191,13 +195,16 @@ class _Compaction:
 
     def _finish(self, move: Move) -> None:
         """Copy until the copies have every tap that the old rows have; then swap them."""
+        deadline = time.monotonic() + LOCK_WAIT_S
         while True:
-            self._copy(move)
+            with Claims(self.store, self.folder.key, purpose=self.purpose) as claims:
+                self._copy(move, claims)
             with self._locked():
-                if self._settle(move):
+                if self._settle(move, is_last=time.monotonic() > deadline):
                     return
+            time.sleep(_POLL_S)
 
-    def _copy(self, move: Move) -> None:
+    def _copy(self, move: Move, claims: Claims) -> None:
         """Copy, shard by shard, the taps that all old rows of a shard have."""
         folder, committed = self.folder, committed_taps(self.folder)
         parts = folder.layout.split_by_shard(move.rows)
@@ -215,7 +222,7 @@ class _Compaction:
                     sources=dict(zip(rows.tolist(), sources.tolist(), strict=True)),
                     taps=lacking,
                 )
-                self.report.written_bytes += copy_shard(job)
+                self.report.written_bytes += copy_shard(job, claims)
                 self.report.new_shards += 1
             self.progress(Progress(stage="compact", done=done, total=len(parts)))
 
@@ -232,12 +239,22 @@ class _Compaction:
     def _shards(self, rows: np.ndarray) -> list[int]:
         return np.unique(rows // self.folder.layout.shard_rows).tolist()
 
-    def _settle(self, move: Move) -> bool:
+    def _settle(self, move: Move, *, is_last: bool) -> bool:
         """Put the copies in the place of the old rows; call it under the writer lock.
 
+        Where another process is about to give the old rows another tap, it is waited for, and
+        where this is the last time, the rows stay where they are.
+
         Returns:
-            False: the old rows gained a tap meanwhile, which is to be copied too.
+            False: another process works at the old rows, or gave them a tap that is to be copied.
         """
+        with claims_lock(self.store, self.folder.key, purpose=self.purpose):
+            busy = live_claims(self.store, self.folder.key)
+            if not busy.keys().isdisjoint(self._shards(move.sources)):
+                return is_last and self._give_up(move.rows)
+            return self._swap(move)
+
+    def _swap(self, move: Move) -> bool:
         folder = self.folder
         tombstones = read_tombstones(folder)
         is_left = ~tombstones.are_removed(move.rows) & ~tombstones.are_removed(move.sources)

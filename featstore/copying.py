@@ -26,8 +26,7 @@ from featstore.run_copy import copy_runs
 from featstore.store import (
     StoreFolder,
     check_target,
-    complete_folder,
-    create_folder,
+    ensure_folder,
     is_store,
     open_folder,
 )
@@ -218,7 +217,7 @@ def _join_all(portions: Sequence[_Portion], path: Path, progress: ProgressCallba
         )
         check_join(held, theirs)
         join(held, theirs)
-    target = complete_folder(path) if is_store(path) else create_folder(path, library=__version__)
+    target = ensure_folder(path, library=__version__)
     report = CopyReport(sources=[str(one.store.path) for one in portions], target=str(path))
     for portion in portions:
         _bring(portion, target, report, progress)

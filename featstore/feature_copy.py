@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from featstore import index
 from featstore.assign import RowKey, row_key
+from featstore.claims import Claims, sweep_partials
 from featstore.feature_sets import NORM_FILE, add_taps, grow_arrays, read_final_norm
-from featstore.files import exclusive, remove_partials, write_bytes
+from featstore.files import exclusive, write_bytes
 from featstore.occupancy import committed_taps, stored_rows
 from featstore.removal import LOCK_WAIT_S
 from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, write_attributes
@@ -65,10 +66,11 @@ def copy_rows(
     with exclusive(lock, purpose=purpose, timeout_s=LOCK_WAIT_S):
         folder = _ensure(source, target, taps)
         jobs = _Plan(source, folder, rows, taps, report).jobs()
-        total = sum(len(job.lines) for job in jobs)
-        done = 0
+    total = sum(len(job.lines) for job in jobs)
+    done = 0
+    with Claims(target, source.key, purpose=purpose) as claims:
         for job in jobs:
-            report.bytes += copy_shard(job)
+            report.bytes += copy_shard(job, claims)
             done += len(job.lines)
             progress(Progress(stage="copy", done=done, total=total))
     return report
@@ -77,7 +79,7 @@ def copy_rows(
 def _ensure(source: FeatureSetFolder, target: StoreFolder, taps: Sequence[str]) -> FeatureSetFolder:
     """Make the feature set if it is not there, and what it lacks of norm, taps and tail."""
     path = target.path / "feature_sets" / source.key
-    remove_partials(path)
+    sweep_partials(target, FeatureSetFolder(path))
     if read_final_norm(source) is not None and not (path / NORM_FILE).exists():
         write_bytes(path / NORM_FILE, (source.path / NORM_FILE).read_bytes())
     if not (path / "zarr.json").exists():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featstore.claims import Claim, Claims
 from featstore.errors import FormatError
 from featstore.files import next_number, write_parquet
 from featstore.ledger import SCHEMA, read_ledger, write_ledger
@@ -25,6 +26,7 @@ from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder
 from featstore.tombstones import MOVED_FROM
 
 _BLOCK_BYTES = 16 * 2**20  # read at once
+_WAIT_S = 600.0  # for another process's shard
 
 
 def add_assignment(
@@ -66,40 +68,81 @@ class CopyJob:
     taps: tuple[str, ...]  # that every source has, and the target's shard lacks
 
 
-def copy_shard(job: CopyJob) -> int:
-    """Copy one shard and commit it tap by tap; give the bytes of the files.
+def copy_shard(job: CopyJob, claims: Claims) -> int:
+    """Claim a shard, copy what it still lacks and commit it; give the bytes of the files.
 
     Raises:
         FormatError: Bytes of the source are damaged.
         NotFoundError: A row of the source was removed meanwhile, and its space freed.
+        ConflictError: Another process works at the shard for minutes.
         StorageError: The disk refused; nothing that was committed before is touched.
     """
-    targets = np.array(sorted(job.sources), np.int64)
-    named = np.array([job.sources[row] for row in targets.tolist()], np.int64)
-    sources = ledgers_of(job.source).tombstones().current(named)
-    return sum(_copy_tap(job, tap, targets, sources) for tap in job.taps)
+    while True:
+        claim = claims.wait_for(job.shard, timeout_s=_WAIT_S)
+        taps = [tap for tap in job.taps if not job.target.ledger_path(tap, job.shard).exists()]
+        if not taps:
+            claim.release()
+            return 0
+        work = _Copy(job, claim)
+        try:
+            for tap in taps:
+                work.copy(tap)
+            if work.commit():
+                return work.n_bytes
+        finally:
+            work.discard()
 
 
-def _copy_tap(job: CopyJob, tap: str, targets: np.ndarray, sources: np.ndarray) -> int:
-    found = _source_lines(job.source, tap, sources)
-    lines = {
-        target: found[source]
-        for target, source in zip(targets.tolist(), sources.tolist(), strict=True)
-    }
-    stored = np.array([row for row, line in lines.items() if line["status"] == "ok"], np.int64)
-    source_of = dict(zip(targets.tolist(), sources.tolist(), strict=True))
-    wanted = np.array([source_of[row] for row in stored.tolist()], np.int64)
-    crcs: dict[str, dict[int, int]] = {}
-    n_bytes = 0
-    for array in job.target.taps[tap].arrays:
-        crcs[array] = _copy_array(job, tap, array, stored, wanted)
-        if len(stored):
-            n_bytes += job.target.shard_file(tap, array, job.shard).stat().st_size
-        if array != "pooled":
-            _compare(job, tap, array, crcs[array], lines)
-    table = [_ledger_line(line, lines, crcs) for line in job.lines]
-    write_ledger(job.target, tap, job.shard, pa.Table.from_pylist(table, schema=SCHEMA))
-    return n_bytes
+class _Copy:
+    """One shard on its way: written under names of its own, until all of it is there."""
+
+    def __init__(self, job: CopyJob, claim: Claim) -> None:
+        self.job = job
+        self.claim = claim
+        self.n_bytes = 0
+        self._writers: dict[tuple[str, str], ShardFileWriter] = {}
+        self._ledgers: dict[str, pa.Table] = {}
+        self._targets = np.array(sorted(job.sources), np.int64)
+        named = np.array([job.sources[row] for row in self._targets.tolist()], np.int64)
+        self._sources = ledgers_of(job.source).tombstones().current(named)
+
+    def copy(self, tap: str) -> None:
+        """Copy the rows of one tap, rejected ones as such."""
+        job = self.job
+        found = _source_lines(job.source, tap, self._sources)
+        source_of = dict(zip(self._targets.tolist(), self._sources.tolist(), strict=True))
+        lines = {target: found[source] for target, source in source_of.items()}
+        stored = np.array([row for row, line in lines.items() if line["status"] == "ok"], np.int64)
+        wanted = np.array([source_of[row] for row in stored.tolist()], np.int64)
+        crcs: dict[str, dict[int, int]] = {}
+        for array in job.target.taps[tap].arrays:
+            writer = open_writer(job.target, tap, array, job.shard, nonce=self.claim.nonce)
+            self._writers[tap, array] = writer
+            crcs[array] = _copy_array(job, tap, array, writer, (stored, wanted))
+            writer.finish()
+            if array != "pooled":
+                _compare(job, tap, array, crcs[array], lines)
+        table = [_ledger_line(line, lines, crcs) for line in job.lines]
+        self._ledgers[tap] = pa.Table.from_pylist(table, schema=SCHEMA)
+
+    def commit(self) -> bool:
+        """Name the files, then write the ledgers; False: the shard was lost to another process."""
+        job = self.job
+        with self.claim.committing() as is_own:
+            if not is_own:
+                return False
+            for (tap, array), writer in self._writers.items():
+                writer.publish(job.target.array_path(tap, array))
+                file = job.target.shard_file(tap, array, job.shard)
+                self.n_bytes += file.stat().st_size if file.exists() else 0
+            for tap, table in self._ledgers.items():
+                write_ledger(job.target, tap, job.shard, table)
+        return True
+
+    def discard(self) -> None:
+        """Delete what is not committed."""
+        for writer in self._writers.values():
+            writer.discard()
 
 
 def _source_lines(
@@ -118,21 +161,19 @@ def _source_lines(
 
 
 def _copy_array(
-    job: CopyJob, tap: str, array: str, targets: np.ndarray, sources: np.ndarray
+    job: CopyJob,
+    tap: str,
+    array: str,
+    writer: ShardFileWriter,
+    rows: tuple[np.ndarray, np.ndarray],
 ) -> dict[int, int]:
-    """Copy the rows of one array; give the checksum of each one's chunk."""
+    """Copy rows of one array, targets and sources; give the checksum of each one's chunk."""
     reader = RowReader(job.source, f"{tap}/prefix" if array == "prefix" else tap)
-    writer = open_writer(job.target, tap, array, job.shard)
     try:
         copy = _copy_pooled if array == "pooled" else _copy_rows
-        crcs = copy(job, reader, writer, targets, sources)
-        writer.commit(job.target.array_path(tap, array))
-    except BaseException:
-        writer.discard()
-        raise
+        return copy(job, reader, writer, *rows)
     finally:
         reader.close()
-    return crcs
 
 
 def _copy_rows(
