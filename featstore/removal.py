@@ -105,12 +105,16 @@ def remove_rows(
     for folder in chosen_feature_sets(store, feature_set):
         index.sample_rows(store.path, where, folder.key)  # refuses what is no condition
         if dry_run:
-            _remove(store, folder, report, keep_shared, dry_run=True)
-            continue
-        purpose = f"removing rows of feature set {folder.key}"
-        lock = store.locks_path / f"{folder.key}.lock"
-        with exclusive(lock, purpose=purpose, timeout_s=LOCK_WAIT_S):
-            _remove(store, folder, report, keep_shared, dry_run=False)
+            rows = _choose(store, folder, report, keep_shared)
+        else:
+            purpose = f"removing rows of feature set {folder.key}"
+            lock = store.locks_path / f"{folder.key}.lock"
+            with exclusive(lock, purpose=purpose, timeout_s=LOCK_WAIT_S):
+                rows = _choose(store, folder, report, keep_shared)
+                if len(rows):
+                    write_tombstones(folder, rows)
+        if len(rows):
+            _count(folder, rows, report)
     if not report.rows:
         raise NotFoundError(
             f"No stored row with {where} in {store.path}. Look with `featstore sql`: "
@@ -135,27 +139,23 @@ def chosen_feature_sets(store: StoreFolder, name: str | None) -> Iterator[Featur
     yield from (store.feature_set(key) for key in keys)
 
 
-def _remove(
-    store: StoreFolder,
-    folder: FeatureSetFolder,
-    report: RemovalReport,
-    keep_shared: bool,
-    *,
-    dry_run: bool,
-) -> None:
+def _choose(
+    store: StoreFolder, folder: FeatureSetFolder, report: RemovalReport, keep_shared: bool
+) -> np.ndarray:
+    """List the rows that are meant."""
     sql = _CHOSEN.replace("{where}", report.where)
     values = {"key": folder.key, "keep_shared": keep_shared}
     found = index.query(store.path, sql, values, timeout_s=_TIMEOUT_S)
-    rows = found["row"].to_numpy().astype(np.int64)
-    if not len(rows):
-        return
-    before = removed_bytes(folder, read_tombstones(folder).rows)
-    if not dry_run:
-        write_tombstones(folder, rows)
-    gone = np.union1d(read_tombstones(folder).rows, rows)
-    after = removed_bytes(folder, gone)
+    report.shared_rows += sum(found["is_shared"].to_pylist())
+    return found["row"].to_numpy().astype(np.int64)
+
+
+def _count(folder: FeatureSetFolder, rows: np.ndarray, report: RemovalReport) -> None:
+    """Add what `rows` are to what can be freed."""
+    others = np.setdiff1d(read_tombstones(folder).rows, rows)
+    before = removed_bytes(folder, others)
+    after = removed_bytes(folder, np.union1d(others, rows))
     report.rows += len(rows)
     report.feature_sets[folder.key] = len(rows)
-    report.shared_rows += sum(found["is_shared"].to_pylist())
     report.gc_bytes += after[0] - before[0]
     report.compact_bytes += max(0, after[1] - before[1])

@@ -46,9 +46,9 @@ def copy_runs(
     left_out: dict[str, str] = {}
     for path in sorted(source.runs_path.glob(f"*/{_RECORD}")):
         run_id, problem = path.parent.name, ""
-        record = json.loads(path.read_bytes())
-        if record["status"] != _DONE:
-            problem = f"it is {record['status']}"
+        record = _read_record(path)
+        if record.get("status") != _DONE:
+            problem = f"it is {record.get('status', 'damaged')}"
         elif not set(record.get("feature_sets") or ()) <= chosen:
             problem = "its features were not copied"
         elif not (target.runs_path / run_id / _RECORD).exists():
@@ -67,6 +67,14 @@ def copy_runs(
         if old.exists() and not new.exists():
             write_bytes(new, old.read_bytes())
     return copied, left_out
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read what a run says of itself; a damaged record says nothing."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _translation(source: StoreFolder, target: StoreFolder, key: str) -> dict[int, int]:

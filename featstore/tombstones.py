@@ -61,10 +61,6 @@ class Tombstones:
         place = np.minimum(np.searchsorted(self._moved, rows), len(self._moved) - 1)
         return np.where(self._moved[place] == rows, self._target[place], rows)
 
-    def moved(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give the rows that were moved, ascending, and where each lies now."""
-        return self._moved, self._target
-
 
 def tombstone_paths(folder: FeatureSetFolder) -> list[Path]:
     """List the files that remove rows, oldest first."""
