@@ -14,7 +14,6 @@ from featstore.assign import (
     Wanted,
     assign,
     assignment_line,
-    row_key,
     shard_states,
     wanted_rows,
 )
@@ -152,8 +151,7 @@ def _sort_rows(
 ) -> None:
     """File each wanted row of one shard under reused, rejected or still to do."""
     is_complete = not missing_taps(taps, state.committed)
-    for line in state.lines:
-        key = row_key(line)
+    for _, key in state.lines.keyed():
         if key not in wanted:
             continue
         unassigned.pop(key, None)
@@ -185,7 +183,7 @@ def _jobs(
         ShardJob(folder=folder, shard=state.shard, lines=state.lines, taps=lacking)
         for state in states
         if (lacking := missing_taps(taps, state.committed))
-        and any(row_key(line) in wanted and row_key(line) not in reused for line in state.lines)
+        and any(key in wanted and key not in reused for _, key in state.lines.keyed())
     ]
 
 

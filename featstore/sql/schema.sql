@@ -1,6 +1,9 @@
 -- The index. Everything in it is derived from the store's files; FORMAT.md lists the columns.
 
-create table about (schema varchar not null);  -- hash of this file
+create table about (
+    "schema" varchar not null,  -- hash of this file
+    files varchar not null  -- digest of the table `folded`
+);
 
 -- Which files are in the index, and how they looked when they were read.
 create table folded (path varchar not null, mtime_ns bigint not null, size bigint not null);
