@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featstore.errors import FormatError, NotFoundError
+from featstore.files import read_parquet
 from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder
 
 RowKey = tuple[str, str, str]
@@ -137,6 +138,13 @@ def n_assigned_rows(folder: FeatureSetFolder) -> int:
     """Count the rows up to the last that is assigned, holes included."""
     groups = (group for path in folder.assignment_paths() for group in _groups(path))
     return max((group.last + 1 for group in groups), default=0)
+
+
+def read_columns(folder: FeatureSetFolder, names: Sequence[str]) -> pa.Table:
+    """Read some columns of all assigned rows, ascending; `row` is one of them."""
+    tables = [ASSIGNMENT_SCHEMA.empty_table().select(names)]
+    tables += [read_parquet(path, columns=list(names)) for path in folder.assignment_paths()]
+    return pa.concat_tables([table.select(names) for table in tables]).sort_by("row")
 
 
 def _rows(folder: FeatureSetFolder) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,51 +26,75 @@ LEDGER_SCHEMA = pa.schema([ledger.SCHEMA.field(name) for name in _KEPT])
 """Columns of a ledger that the index takes; the others stand in the assignment too."""
 TOMBSTONE_SCHEMA = pa.schema([("row", pa.int64())])
 
-# A line of the view depends on the rows, ledgers and items of one image only, so it is enough to
-# make the lines of the images that were touched anew.
-_SAMPLES = """
-insert into sample_lines
-with live as (
-    select feature_set, "row", image_key, crop, "view"
+# A line of the view depends on the rows, ledgers and items of one image only. So it is enough to
+# make the lines anew of images whose rows or items changed (`remade`), and to look again which
+# lines are live of images whose ledgers or tombstones did (`touched`).
+_LIVE = """
+create or replace temp table live as
+select feature_set, "row"
+from rows
+where (image_key in (select image_key from touched) or image_key in (select image_key from remade))
+    and exists (
+        from ledger
+        where ledger.feature_set = rows.feature_set
+            and ledger."row" = rows."row"
+            and ledger.status = 'ok'
+    )
+    and not exists (
+        from tombstones
+        where tombstones.feature_set = rows.feature_set and tombstones."row" = rows."row"
+    )
+qualify row_number() over (
+    partition by feature_set, image_key, crop, "view" order by "row"
+) = 1
+"""
+_REMAKE = """
+insert into sample_lines by name
+with assigned as (
+    select
+        rows.feature_set,
+        rows."row",
+        rows.image_key,
+        rows.crop,
+        rows."view",
+        live."row" is not null as is_live
     from rows
-    where image_key in (select image_key from touched)
-        and exists (
-            from ledger
-            where ledger.feature_set = rows.feature_set
-                and ledger."row" = rows."row"
-                and ledger.status = 'ok'
-        )
-        and not exists (
-            from tombstones
-            where tombstones.feature_set = rows.feature_set and tombstones."row" = rows."row"
-        )
-    qualify row_number() over (
-        partition by feature_set, image_key, crop, "view" order by "row"
-    ) = 1
+    left join live on live.feature_set = rows.feature_set and live."row" = rows."row"
+    where rows.image_key in (select image_key from remade)
 )
 select
-    live."row",
+    assigned."row",
     items.item,
     items.dataset,
     unnest(items.splits) as split,
     items.path,
     items.label,
-    live.image_key,
+    assigned.image_key,
     items.height,
     items.width,
-    live.crop,
-    live."view",
-    live.feature_set,
+    assigned.crop,
+    assigned."view",
+    assigned.feature_set,
     items.group_id,
     items."timestamp",
     items.attributes,
-    items.label_kinds
-from live
-inner join items on items.image_key = live.image_key and items.crop = live.crop
-order by live.feature_set, live."row", items.item, split
+    items.label_kinds,
+    assigned.is_live
+from assigned
+inner join items on items.image_key = assigned.image_key and items.crop = assigned.crop
+order by assigned.feature_set, assigned."row", items.item, split
 """
-_TOUCH_DIFFERING_ITEMS = """
-insert into touched
+_MARK = """
+update sample_lines
+set is_live = not is_live
+where image_key in (select image_key from touched)
+    and is_live <> exists (
+        from live
+        where live.feature_set = sample_lines.feature_set and live."row" = sample_lines."row"
+    )
+"""
+_REMAKE_DIFFERING_ITEMS = """
+insert into remade
 with new as (from items where dataset = $dataset)
 select distinct image_key
 from ((from old except from new) union all (from new except from old))
@@ -92,6 +117,7 @@ class Fold:
         self.con = con
         self.store = store
         self.found = found
+        self.known = folded.keys()
         self.stale = {path for path, stamp in folded.items() if found.get(path) != stamp}
         self.new = {path for path, stamp in found.items() if folded.get(path) != stamp}
 
@@ -103,7 +129,8 @@ class Fold:
             FormatError: One of the files is damaged.
             StorageError: One of the files cannot be read.
         """
-        self.con.execute("create or replace temp table touched (image_key varchar)")
+        for table in ("touched", "remade"):
+            self.con.execute(f"create or replace temp table {table} (image_key varchar)")
         for dataset in _second_parts(self._changed("items")):
             self._dataset(dataset)
         sets = self._changed("feature_sets")
@@ -113,13 +140,24 @@ class Fold:
         self._assignments([path for path in sets if path.split("/")[2] == "assignments"])
         self._ledgers(sorted(ledgers))
         self._tombstones([path for path in sets if path.split("/")[2] == "tombstones"])
-        self.con.execute(
-            "delete from sample_lines where image_key in (select image_key from touched)"
-        )
-        self.con.execute(_SAMPLES)
+        self._samples()
         present = {path.split("/")[1] for path in self.found if path.startswith("runs/")}
         fold_runs(self.con, self.store, _second_parts(self._changed("runs")), present)
         self._remember()
+
+    def _samples(self) -> None:
+        self.con.execute("delete from touched where image_key in (select image_key from remade)")
+        self.con.execute(_LIVE)
+        if self._holds("remade"):
+            self.con.execute(
+                "delete from sample_lines where image_key in (select image_key from remade)"
+            )
+            self.con.execute(_REMAKE)
+        if self._holds("touched"):
+            self.con.execute(_MARK)
+
+    def _holds(self, table: str) -> bool:
+        return bool(self.con.execute(f"from {table} limit 1").fetchall())
 
     def _changed(self, top: str) -> list[str]:
         return sorted(path for path in self.stale | self.new if path.startswith(f"{top}/"))
@@ -181,7 +219,7 @@ class Fold:
                 table,
                 {"dataset": dataset},
             )
-        self.con.execute(_TOUCH_DIFFERING_ITEMS, parameters)
+        self.con.execute(_REMAKE_DIFFERING_ITEMS, parameters)
 
     def _feature_set(self, key: str) -> set[str]:
         """Fold what is recorded of a feature set; give the ledgers of taps that came or went."""
@@ -212,7 +250,7 @@ class Fold:
         units = _columns(lines, ("feature_set", "assignment"))
         belonging = "(feature_set, assignment) in (select (feature_set, assignment) from given)"
         self._execute(
-            f"insert into touched select distinct image_key from rows where {belonging}", units
+            f"insert into remade select distinct image_key from rows where {belonging}", units
         )
         self._execute(f"delete from rows where {belonging}", units)
         for path, table in self._tables(self._present(paths), ASSIGNMENT_SCHEMA):
@@ -227,45 +265,42 @@ class Fold:
                 table,
                 {"key": key, "n": int(Path(path).stem), "size": size},
             )
-            self._execute("insert into touched select distinct image_key from given", table)
+            self._execute("insert into remade select distinct image_key from given", table)
 
     def _ledgers(self, paths: Sequence[str]) -> None:
-        units = _columns([_unit(path) for path in paths], ("feature_set", "folder", "shard"))
+        names = ("feature_set", "folder", "shard")
         self._execute(
             """
             delete from ledger
             where (feature_set, replace(tap, ':', '_'), shard)
                 in (select (feature_set, folder, shard) from given)
             """,
-            units,
+            _columns([_unit(path) for path in paths if path in self.known], names),
         )
         self._execute(
             """
             insert into touched
             select distinct image_key
             from rows
-            where (feature_set, shard) in (select (feature_set, shard) from given)
+            semi join given using (feature_set, shard)
             """,
-            units,
+            _columns([_unit(path) for path in paths], names),
         )
         present = self._present(paths)
-        names = {
+        taps = {
             (key, tap_folder(tap)): tap
             for key in _second_parts(present)
             for tap in self._attributes(key)["taps"]
         }
         # A tap that is not recorded (any more) has no ledgers.
-        jobs = [(path, *_unit(path)) for path in present if _unit(path)[:2] in names]
+        jobs = [(path, *_unit(path)) for path in present if _unit(path)[:2] in taps]
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(jobs), _BLOCK_FILES):
                 block = jobs[start : start + _BLOCK_FILES]
                 read = [(self.store.path / path, LEDGER_SCHEMA) for path, *_ in block]
                 tables = pool.map(read_table, *zip(*read, strict=True))
-                parts = [
-                    _labelled(table, key, names[key, folder], shard)
-                    for table, (_, key, folder, shard) in zip(tables, block, strict=True)
-                ]
-                self._insert("ledger", pa.concat_tables(parts))
+                labels = [(key, taps[key, folder], shard) for _, key, folder, shard in block]
+                self._insert("ledger", _labelled(list(tables), labels))
 
     def _tombstones(self, paths: Sequence[str]) -> None:
         for path in paths:
@@ -356,11 +391,14 @@ def _tap_lines(key: str, taps: dict[str, dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(lines)
 
 
-def _labelled(table: pa.Table, key: str, tap: str, shard: int) -> pa.Table:
-    """Put the feature set, the tap and the shard before the columns of a ledger."""
-    values = (("feature_set", key), ("tap", tap), ("shard", shard))
-    repeated = {name: pa.repeat(value, table.num_rows) for name, value in values}
-    return pa.table({**repeated, **dict(zip(table.column_names, table.columns, strict=True))})
+def _labelled(tables: Sequence[pa.Table], labels: Sequence[tuple[str, str, int]]) -> pa.Table:
+    """Join ledgers, each with its feature set, tap and shard."""
+    given = _columns(labels, ("feature_set", "tap", "shard"))
+    counts = [table.num_rows for table in tables]
+    repeated = given.take(pa.array(np.repeat(np.arange(len(tables)), counts)))
+    joined = pa.concat_tables(tables)
+    columns = [*repeated.columns, *joined.columns]
+    return pa.table(columns, names=[*given.column_names, *joined.column_names])
 
 
 def _columns(lines: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pa.Table:

@@ -138,6 +138,7 @@ create table curves (
     value double
 );
 
+-- A line each assigned row, item and split; those that are stored make the view.
 create table sample_lines (
     "row" bigint,
     item varchar,
@@ -154,10 +155,11 @@ create table sample_lines (
     group_id varchar,
     "timestamp" varchar,
     attributes varchar,
-    label_kinds varchar[]
+    label_kinds varchar[],
+    is_live boolean not null
 );
 
-create view samples as select * from sample_lines;
+create view samples as select * exclude (is_live) from sample_lines where is_live;
 
 create view shards as
 with assigned as (
