@@ -2,8 +2,8 @@
 
     python benchmarks/costs.py
 
-Prints the tables of docs/SCALE.md. Bytes and files follow from the store's own arithmetic; hours and
-money from the assumptions below, which are round numbers to replace by one's own.
+Prints the tables of docs/SCALE.md. Bytes and files follow from the store's own arithmetic; hours
+and money from the assumptions below, which are round numbers to replace by one's own.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore import items, ledger
-from featstore.errors import FormatError, NotFoundError, StorageError
+from featstore.errors import FormatError, NotFoundError
+from featstore.sql.read import read_json, read_parts, read_table
 from featstore.sql.runs import fold_runs
+from featstore.sql.samples import bring_up_to_date
 from featstore.sql.scan import Files, Vanished
 from featstore.store import ASSIGNMENT_SCHEMA, StoreFolder, read_attributes
 from featstore.taps import tap_folder
@@ -26,73 +28,6 @@ LEDGER_SCHEMA = pa.schema([ledger.SCHEMA.field(name) for name in _KEPT])
 """Columns of a ledger that the index takes; the others stand in the assignment too."""
 TOMBSTONE_SCHEMA = pa.schema([("row", pa.int64())])
 
-# A line of the view depends on the rows, ledgers and items of one image only. So it is enough to
-# make the lines anew of images whose rows or items changed (`remade`), and to look again which
-# lines are live of images whose ledgers or tombstones did (`touched`).
-_LIVE = """
-create or replace temp table live as
-select feature_set, "row"
-from rows
-where (image_key in (select image_key from touched) or image_key in (select image_key from remade))
-    and exists (
-        from ledger
-        where ledger.feature_set = rows.feature_set
-            and ledger."row" = rows."row"
-            and ledger.status = 'ok'
-    )
-    and not exists (
-        from tombstones
-        where tombstones.feature_set = rows.feature_set and tombstones."row" = rows."row"
-    )
-qualify row_number() over (
-    partition by feature_set, image_key, crop, "view" order by "row"
-) = 1
-"""
-_REMAKE = """
-insert into sample_lines by name
-with assigned as (
-    select
-        rows.feature_set,
-        rows."row",
-        rows.image_key,
-        rows.crop,
-        rows."view",
-        live."row" is not null as is_live
-    from rows
-    left join live on live.feature_set = rows.feature_set and live."row" = rows."row"
-    where rows.image_key in (select image_key from remade)
-)
-select
-    assigned."row",
-    items.item,
-    items.dataset,
-    unnest(items.splits) as split,
-    items.path,
-    items.label,
-    assigned.image_key,
-    items.height,
-    items.width,
-    assigned.crop,
-    assigned."view",
-    assigned.feature_set,
-    items.group_id,
-    items."timestamp",
-    items.attributes,
-    items.label_kinds,
-    assigned.is_live
-from assigned
-inner join items on items.image_key = assigned.image_key and items.crop = assigned.crop
-order by assigned.feature_set, assigned."row", items.item, split
-"""
-_MARK = """
-update sample_lines
-set is_live = not is_live
-where image_key in (select image_key from touched)
-    and is_live <> exists (
-        from live
-        where live.feature_set = sample_lines.feature_set and live."row" = sample_lines."row"
-    )
-"""
 _REMAKE_DIFFERING_ITEMS = """
 insert into remade
 with new as (from items where dataset = $dataset)
@@ -140,24 +75,10 @@ class Fold:
         self._assignments([path for path in sets if path.split("/")[2] == "assignments"])
         self._ledgers(sorted(ledgers))
         self._tombstones([path for path in sets if path.split("/")[2] == "tombstones"])
-        self._samples()
+        bring_up_to_date(self.con)
         present = {path.split("/")[1] for path in self.found if path.startswith("runs/")}
         fold_runs(self.con, self.store, _second_parts(self._changed("runs")), present)
         self._remember()
-
-    def _samples(self) -> None:
-        self.con.execute("delete from touched where image_key in (select image_key from remade)")
-        self.con.execute(_LIVE)
-        if self._holds("remade"):
-            self.con.execute(
-                "delete from sample_lines where image_key in (select image_key from remade)"
-            )
-            self.con.execute(_REMAKE)
-        if self._holds("touched"):
-            self.con.execute(_MARK)
-
-    def _holds(self, table: str) -> bool:
-        return bool(self.con.execute(f"from {table} limit 1").fetchall())
 
     def _changed(self, top: str) -> list[str]:
         return sorted(path for path in self.stale | self.new if path.startswith(f"{top}/"))
@@ -186,40 +107,50 @@ class Fold:
     def _insert(self, table: str, given: pa.Table) -> None:
         self._execute(f"insert into {table} by name from given", given)
 
-    def _tables(self, paths: Iterable[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
+    def _parts(self, paths: Iterable[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
         for path in paths:
-            yield path, read_table(self.store.path / path, schema)
+            for table in read_parts(self.store.path / path, schema):
+                yield path, table
 
     def _dataset(self, dataset: str) -> None:
-        """Fold the items of a data set anew; those that differ touch their images."""
+        """Fold the items of a data set; those that differ have their lines made anew."""
+        prefix = f"items/{dataset}/"
+        self.con.execute("delete from datasets where dataset = $dataset", {"dataset": dataset})
+        if f"{prefix}dataset.json" in self.found:
+            about = read_json(self.store.path / prefix / "dataset.json")
+            names = ("format", "spec", "licence", "homepage")
+            line = (dataset, *(str(about.get(name, "")) for name in names))
+            self._insert("datasets", _columns([line], ("dataset", *names)))
+        own = re.compile(rf"{re.escape(prefix)}.+\.parquet").fullmatch
+        tables = sorted(path for path in self.found if own(path))
+        known = sorted(path for path in self.known if own(path))
+        if self.stale.isdisjoint(known) and tables[: len(known)] == known:
+            self._add_items(dataset, tables[len(known) :])
+            return
         parameters = {"dataset": dataset}
         self.con.execute(
             "create or replace temp table old as from items where dataset = $dataset", parameters
         )
         self.con.execute("delete from items where dataset = $dataset", parameters)
-        self.con.execute("delete from datasets where dataset = $dataset", parameters)
-        prefix = f"items/{dataset}/"
-        if f"{prefix}dataset.json" in self.found:
-            about = _read_json(self.store.path / prefix / "dataset.json")
-            names = ("format", "spec", "licence", "homepage")
-            line = (dataset, *(str(about.get(name, "")) for name in names))
-            self._insert("datasets", _columns([line], ("dataset", *names)))
-        paths = [path for path in self.found if path.startswith(prefix)]
-        tables = [path for path in paths if path.endswith(".parquet")]
-        # The last generation comes first; what it names is not taken from an older one.
-        for _, table in self._tables(sorted(tables, reverse=True), items.SCHEMA):
-            self._execute(
-                """
-                insert into items by name
-                with newer as (from items where dataset = $dataset)
-                select $dataset as dataset, given.*
-                from given
-                anti join newer using (item)
-                """,
-                table,
-                {"dataset": dataset},
-            )
+        self._add_items(dataset, tables)
         self.con.execute(_REMAKE_DIFFERING_ITEMS, parameters)
+
+    def _add_items(self, dataset: str, paths: Sequence[str]) -> None:
+        """Add generations of items, which replace those of older ones."""
+        parameters = {"dataset": dataset}
+        of_one = "from items where dataset = $dataset"
+        for path in paths:
+            if self.con.execute(f"{of_one} limit 1", parameters).fetchall():
+                self.con.execute("create or replace temp table newer (item varchar)")
+                for _, table in self._parts([path], pa.schema([("item", pa.string())])):
+                    self._execute("insert into newer from given", table)
+                replaced = f"{of_one} and item in (from newer)"
+                self.con.execute(f"insert into remade select image_key {replaced}", parameters)
+                self.con.execute(f"delete {replaced}", parameters)
+            for _, table in self._parts([path], items.SCHEMA):
+                sql = "insert into items by name select $dataset as dataset, * from given"
+                self._execute(sql, table, dict(parameters))
+                self._execute("insert into remade select image_key from given", table)
 
     def _feature_set(self, key: str) -> set[str]:
         """Fold what is recorded of a feature set; give the ledgers of taps that came or went."""
@@ -253,7 +184,7 @@ class Fold:
             f"insert into remade select distinct image_key from rows where {belonging}", units
         )
         self._execute(f"delete from rows where {belonging}", units)
-        for path, table in self._tables(self._present(paths), ASSIGNMENT_SCHEMA):
+        for path, table in self._parts(self._present(paths), ASSIGNMENT_SCHEMA):
             key = path.split("/")[1]
             size = self._attributes(key)["shard_rows"]
             self._execute(
@@ -309,44 +240,10 @@ class Fold:
             self.con.execute(
                 "delete from tombstones where feature_set = $key and file = $file", parameters
             )
-            for _, table in self._tables(self._present([path]), TOMBSTONE_SCHEMA):
+            for _, table in self._parts(self._present([path]), TOMBSTONE_SCHEMA):
                 sql = 'insert into tombstones select $key, $file, "row" from given'
                 self._execute(sql, table, dict(parameters))
             self.con.execute(_TOUCH_BURIED, parameters)
-
-
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read columns of one of the store's Parquet files.
-
-    Raises:
-        Vanished: It has been removed.
-        FormatError: It is damaged.
-        StorageError: It cannot be read.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read(columns=schema.names, use_threads=False)
-        return table.select(schema.names).cast(schema)
-    except FileNotFoundError as error:
-        raise Vanished(str(path)) from error
-    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise StorageError(f"Could not read {path}: {error.strerror}.") from error
-        way_out = (
-            "Run `featstore verify --repair`."
-            if "ledger" in path.parts
-            else "Restore it from a copy."
-        )
-        raise FormatError(f"{path} is damaged. {way_out}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise Vanished(str(path)) from error
-    except (ValueError, TypeError) as error:
-        raise FormatError(f"{path} is damaged. Restore it from a copy.") from error
 
 
 def _second_parts(paths: Iterable[str]) -> list[str]:
