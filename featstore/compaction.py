@@ -22,6 +22,7 @@ from featstore.claims import Claims, claims_lock, live_claims, sweep_partials
 from featstore.errors import InvalidInputError, invalid
 from featstore.feature_sets import grow_arrays
 from featstore.files import exclusive
+from featstore.lines import Assigned
 from featstore.occupancy import (
     Occupancy,
     assigned_rows,
@@ -32,7 +33,7 @@ from featstore.occupancy import (
 )
 from featstore.removal import LOCK_WAIT_S, chosen_feature_sets
 from featstore.shards import find_layout
-from featstore.store import FeatureSetFolder, StoreFolder, open_folder
+from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, open_folder
 from featstore.tombstones import (
     NOWHERE,
     Move,
@@ -185,11 +186,10 @@ class _Compaction:
             live = [one.rows[one.is_live] for s in shards if (one := candidates.get(s))]
             if not live:
                 return None
-            rows = np.concatenate(live)
-            lines = folder.assignments()
-            lines = lines.filter(pa.array(np.isin(lines["row"].to_numpy(), rows), pa.bool_()))
-            sources = lines["row"].to_numpy().astype(np.int64)
-            new = add_assignment(folder, lines, moved_from=sources)
+            sources = np.concatenate(live)
+            lines = Assigned(folder).lines(sources)
+            table = pa.Table.from_pylist(lines, schema=ASSIGNMENT_SCHEMA)
+            new = add_assignment(folder, table, moved_from=sources)
             grow_arrays(folder, list(folder.taps))
         return Move(rows=new, sources=sources)
 
@@ -228,13 +228,9 @@ class _Compaction:
 
     def _lines(self, shards: Collection[int]) -> dict[int, list[dict[str, Any]]]:
         """Give the assignment's lines of some shards, removed rows too."""
-        table = self.folder.assignments()
-        own = table["row"].to_numpy() // self.folder.layout.shard_rows
-        table = table.filter(pa.array(np.isin(own, list(shards)), pa.bool_()))
-        found: dict[int, list[dict[str, Any]]] = {shard: [] for shard in shards}
-        for line in table.to_pylist():
-            found[self.folder.layout.shard_of(line["row"])].append(line)
-        return found
+        assigned = Assigned(self.folder)
+        own = assigned.rows // self.folder.layout.shard_rows
+        return {shard: assigned.lines(assigned.rows[own == shard]) for shard in shards}
 
     def _shards(self, rows: np.ndarray) -> list[int]:
         return np.unique(rows // self.folder.layout.shard_rows).tolist()

@@ -148,15 +148,11 @@ def _whole(path: Path, runs: bool) -> _Portion:
     items = index.query(path, "select dataset, item from items order by all", timeout_s=_TIMEOUT_S)
     return _Portion(
         store=store,
-        rows={one.key: _all_rows(store, one.key) for one in folders},
+        rows={one.key: index.sample_rows(path, None, one.key) for one in folders},
         taps={one.key: tuple(one.taps) for one in folders},
         items=_by_data_set(items.to_pylist()),
         runs=runs,
     )
-
-
-def _all_rows(store: StoreFolder, key: str) -> np.ndarray:
-    return index.sample_rows(store.path, None, key)["row"].to_numpy().astype(np.int64)
 
 
 def _portion(

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from featstore import index
-from featstore.assign import RowKey, row_key
+from featstore.assign import row_key
 from featstore.claims import Claims, sweep_partials
 from featstore.feature_sets import NORM_FILE, add_taps, grow_arrays, read_final_norm
 from featstore.files import exclusive, write_bytes
+from featstore.lines import Assigned, RowKey
 from featstore.occupancy import committed_taps, stored_rows
 from featstore.removal import LOCK_WAIT_S
 from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, write_attributes
@@ -108,6 +109,7 @@ class _Plan:
         self.report = report
         self.committed = committed_taps(source)
         self.taps = frozenset(taps)
+        self.assigned = Assigned(target)
         self.live = lines_by_key(source)
         chosen = set(rows.tolist())
         self.wanted = {key: line for key, line in self.live.items() if line["row"] in chosen}
@@ -116,6 +118,7 @@ class _Plan:
         """Assign rows to what has none, grow the arrays, and list the shards to copy."""
         self._assign()
         grow_arrays(self.target, sorted(self.taps))
+        self.assigned = Assigned(self.target)
         committed = committed_taps(self.target)
         jobs = []
         for shard, lines in self._target_lines().items():
@@ -193,15 +196,11 @@ class _Plan:
 
     def _all_lines(self, shard: int) -> list[dict[str, Any]]:
         """Give every assigned row of a target's shard, removed ones too."""
-        rows = self.target.layout.rows_of(shard)
-        table = self.target.assignments()
-        numbers = table["row"].to_numpy()
-        start, stop = np.searchsorted(numbers, [rows.start, rows.stop]).tolist()
-        return table.slice(start, stop - start).to_pylist()
+        rows = self.assigned.rows
+        return self.assigned.lines(rows[rows // self.target.layout.shard_rows == shard])
 
 
 def lines_by_key(folder: FeatureSetFolder) -> dict[RowKey, dict[str, Any]]:
     """Give the assignment's line of every row in `samples`, by what the row is."""
-    live = set(index.sample_rows(folder.path.parent.parent, None, folder.key)["row"].to_pylist())
-    lines = folder.assignments().to_pylist()
-    return {row_key(line): line for line in lines if line["row"] in live}
+    live = index.sample_rows(folder.path.parent.parent, None, folder.key)
+    return {row_key(line): line for line in Assigned(folder).lines(live)}

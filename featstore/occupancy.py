@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from featstore.errors import NotFoundError
-from featstore.files import read_parquet
 from featstore.ledgers import ledgers_of
+from featstore.lines import read_columns
 from featstore.shards import CRC_BYTES
 from featstore.store import FeatureSetFolder
 
@@ -37,9 +37,7 @@ class Occupancy:
 
 def assigned_rows(folder: FeatureSetFolder) -> np.ndarray:
     """List every row that an assignment names, ascending: int64."""
-    parts = [read_parquet(path, columns=["row"]) for path in folder.assignment_paths()]
-    rows = [part["row"].to_numpy().astype(np.int64) for part in parts]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *rows]))
+    return read_columns(folder, ["row"])["row"].to_numpy()
 
 
 def occupied(folder: FeatureSetFolder, removed: np.ndarray) -> list[Occupancy]:

@@ -14,7 +14,6 @@ from featstore.assign import (
     Wanted,
     assign,
     assignment_line,
-    row_key,
     shard_states,
     wanted_rows,
 )
@@ -172,9 +171,8 @@ def _sort_rows(
 ) -> None:
     """File each wanted row of one shard under reused, rejected or still to do."""
     is_complete = not missing_taps(taps, state.committed)
-    for line in state.lines:
-        key = row_key(line)
-        if key not in wanted or line["row"] in state.removed:
+    for row, key in state.lines.keyed():
+        if key not in wanted or row in state.removed:
             continue
         unassigned.pop(key, None)
         rejections = [by_key[key] for by_key in state.rejected.values() if key in by_key]
@@ -208,9 +206,9 @@ def _tasks(
         for state in states
         if (lacking := missing_taps(taps, state.committed))
         and any(
-            row_key(line) in wanted and row_key(line) not in reused
-            for line in state.lines
-            if line["row"] not in state.removed
+            key in wanted and key not in reused
+            for row, key in state.lines.keyed()
+            if row not in state.removed
         )
     ]
 

@@ -11,6 +11,7 @@ from featstore.codecs import LIMITS
 from featstore.errors import InvalidInputError
 from featstore.feature_sets import grow_arrays
 from featstore.files import exclusive
+from featstore.lines import Assigned
 from featstore.planning import open_readers
 from featstore.shard_job import Pace, ShardJob, ShardResult, Source, run_jobs
 from featstore.shared_shards import ShardTask
@@ -77,9 +78,7 @@ def _repair(
     progress: ProgressCallback,
 ) -> list[ShardResult]:
     taps = sorted(set().union(*shards.values()))
-    lines: dict[int, list[Mapping[str, object]]] = {}
-    for line in folder.assignments().to_pylist():
-        lines.setdefault(folder.layout.shard_of(line["row"]), []).append(line)
+    lines = dict(Assigned(folder).shards(folder.layout.shard_rows))
     removed = frozenset(folder.removed_rows())
     tasks = [
         ShardTask(shard=shard, lines=lines[shard], taps=tuple(sorted(damaged)), removed=removed)

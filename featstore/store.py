@@ -52,6 +52,8 @@ ASSIGNMENT_SCHEMA = pa.schema(
         ("path", pa.string()),
     ]
 )
+PLACEMENT_COLUMNS = ASSIGNMENT_SCHEMA.names[4:17]
+"""Those that say how the image of a row is drawn into the input."""
 
 
 def read_attributes(folder: Path) -> dict[str, Any]:

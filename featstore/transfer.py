@@ -18,7 +18,7 @@ from featstore.errors import FormatError
 from featstore.files import next_number, write_parquet
 from featstore.ledger import SCHEMA, read_ledger, write_ledger
 from featstore.ledgers import REMOVED, ledgers_of
-from featstore.occupancy import assigned_rows
+from featstore.lines import n_assigned_rows
 from featstore.rows import RowReader
 from featstore.shard_writer import ShardFileWriter, fill_block, open_writer
 from featstore.shards import REPAIR
@@ -44,8 +44,7 @@ def add_assignment(
     Returns:
         The new row numbers: int64.
     """
-    taken = assigned_rows(folder)
-    first = folder.layout.next_free_row(int(taken[-1]) + 1 if len(taken) else 0)
+    first = folder.layout.next_free_row(n_assigned_rows(folder))
     rows = np.arange(first, first + lines.num_rows, dtype=np.int64)
     table = lines.select(ASSIGNMENT_SCHEMA.names).set_column(0, "row", pa.array(rows))
     table = table.cast(ASSIGNMENT_SCHEMA)
