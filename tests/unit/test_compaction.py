@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import featstore
 from cli.featstore_app import featstore as program
+from featstore.claims import Claims
 from featstore.cleanup import gc
 from featstore.compaction import compact
 from featstore.errors import FormatError, InvalidInputError
 from featstore.removal import remove_rows
 from featstore.store import open_folder
-from featstore.tombstones import rows_out_of_force
+from featstore.tombstones import read_tombstones, rows_out_of_force, write_tombstones
 from featstore.verify import verify
 from tests.fakes import SHAPES, FakeReader, fake_extract
 from tests.shrinking import KEY, TAPS, Killed, check, check_old_rows, dying_disk, listed, numbers
@@ -165,6 +167,62 @@ def test_a_tap_that_came_while_rows_moved_moves_too(tmp_path, monkeypatch):
     gc(path, grace_s=0)
     check(path, truth)
     assert fake_extract(path, [train]).new_rows == 0
+
+
+def test_rows_of_which_some_gained_a_tap_stay_and_move_apart(tmp_path, monkeypatch):
+    path = tmp_path / "s.zarr"
+    fake_extract(path, [FakeReader(16)], shapes=SHAPES[:1])
+    remove_rows(path, "split = 'test'")
+    truth = numbers(path, listed(path), TAPS[:1])
+    with dying_disk(monkeypatch, path, 5), pytest.raises(Killed):
+        compact(path, min_removed=0.1)
+    first = {item for item, row in listed(path).items() if row < 8}
+    reader = FakeReader(16)
+    items = [item for item in reader.items() if item.path in first]
+    reader.items = lambda: items
+    fake_extract(path, [reader], shapes=SHAPES)
+    told = []
+    report = compact(path, min_removed=0.1, progress=lambda p: told.append(p.message))
+    assert any("left where they are" in message for message in told)
+    assert report.rows == len(truth)
+    gc(path, grace_s=0)
+    check(path, truth, TAPS[:1])
+    rows = {item: row for item, row in listed(path).items() if item in first}
+    assert len(numbers(path, rows)) == len(first)
+
+
+def test_rows_at_which_another_process_works_stay_where_they_are(path, left, monkeypatch):
+    monkeypatch.setattr("featstore.compaction.LOCK_WAIT_S", 0.0)
+    with Claims(open_folder(path), KEY, purpose="extracting") as claims:
+        assert claims.take(1)
+        assert compact(path).rows == 0
+        check(path, left)
+        remove_rows(path, "row between 8 and 15")
+        assert not [name for name in gc(path, grace_s=0).removed if "/c/1" in name]
+    report = compact(path)
+    assert report.rows == len(listed(path)) < len(left)
+
+
+def test_arrays_with_a_codec_of_others_are_refused_before_anything_is_written(path):
+    file = folder_of(path).array_path("norm", "patch") / "zarr.json"
+    metadata = json.loads(file.read_text())
+    inner = metadata["codecs"][0]["configuration"]["codecs"]
+    inner.append({"name": "zstd", "configuration": {"level": 1, "checksum": True}})
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(InvalidInputError, match="featstore copy"):
+        compact(path)
+    assert len(folder_of(path).assignment_paths()) == 1
+
+
+def test_a_move_to_nowhere_is_damage(path, left):
+    folder = folder_of(path)
+    rows = np.array([min(listed(path).values())])
+    write_tombstones(folder, rows, np.array([999]))
+    [problem] = verify(path).problems
+    assert (problem.kind, "999" in problem.message) == ("tombstones", True)
+    write_tombstones(folder, np.array([9]), np.array([8]))
+    with pytest.raises(FormatError, match="moves a row to one before it"):
+        read_tombstones(folder)
 
 
 def test_damaged_bytes_are_not_moved(path, left):
