@@ -12,6 +12,7 @@ import pyarrow as pa
 from featstore import index, labels, stream
 from featstore.errors import NotFoundError
 from featstore.feature_sets import FinalNorm, find_feature_set, read_final_norm
+from featstore.ledgers import ledgers_of
 from featstore.lines import read_columns
 from featstore.plan import ExtractPlan
 from featstore.store import (
@@ -109,6 +110,13 @@ class FeatureSet:
         known = self._placements.take(pa.array(at[at < len(self._placements)])).to_pylist()
         found = {line["row"]: placement_from_row(line) for line in known}
         return {int(row): found[int(row)] for row in rows}
+
+    def current_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tell which rows have the numbers of these now: others only where a compaction moved them.
+
+        Rows can be read by either number; `samples` lists the current one.
+        """
+        return ledgers_of(self.folder).tombstones().current(np.asarray(rows, np.int64))
 
     def samples(self, where: str | None = None) -> pa.Table:
         """List the committed rows with their items; see `Store.samples`."""

@@ -116,11 +116,14 @@ def flip_average(
     """
     chosen = {"feature_set": features.key, "plain": PLAIN, "hflip": HFLIP}
     has_taps = rows_with_taps(features.store, features, taps)
-    found = {
+    mirrored = {
         line["row"]: line["mirrored"]
         for line in features.store.sql(_MIRROR_IMAGES, chosen).to_pylist()
         if line["mirrored"] in has_taps
     }
+    rows = [pair.row for pair in pairs]  # of a run, perhaps, from before they were moved
+    current = features.current_rows(rows).tolist()
+    found = {row: mirrored[now] for row, now in zip(rows, current, strict=True) if now in mirrored}
     lacking = [pair.path for pair in pairs if pair.row not in found]
     if lacking:
         hint = "Measure without --tta."
