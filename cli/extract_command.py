@@ -114,8 +114,9 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     "views",
     multiple=True,
     metavar="VIEW[,VIEW...]",
-    help="Views of each image beside the plain one, for training: hflip, or crops:N[,seed=S] for "
-    "N parts of it; repeatable. [default: none]",
+    help="Views of each image beside the plain one: hflip, crops:N[,seed=S] for N parts of it, or, "
+    "of crops around boxes, jitter:N[,seed=S][,amount=0.1] for N of them moved and scaled by up to "
+    "that part; repeatable. [default: none]",
 )
 @click.option(
     "--dtype",
@@ -179,6 +180,7 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
         featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --taps block:8 --tail 3
         featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --views hflip
         featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --views crops:4,seed=0
+        featstore extract --backbone dinov2_s --data ap10k:/data/ap-10k --views jitter:2
         featstore extract --for deap-voc --data voc:/data/VOC2012
     """
     for_preset = options.pop("for_preset")

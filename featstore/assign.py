@@ -20,7 +20,8 @@ from featstore.store import (
     parse_crop,
     placement_columns,
 )
-from featstore.views import region_of
+from featstore.types import Box
+from featstore.views import is_jitter, jittered, region_of
 
 RowKey = tuple[str, str, str]
 """Image key, crop and view: what a row is."""
@@ -133,7 +134,7 @@ def assignment_line(framing: Framing, row: Wanted) -> dict[str, Any]:
     source_hw = (row.found.height, row.found.width) if row.found.height else framing.input_hw
     placement = place(
         source_hw=source_hw,
-        crop=region_of(view, key, clip_box(parse_crop(crop), source_hw)),
+        crop=_region(row, source_hw),
         input_hw=framing.input_hw,
         resize=framing.resize,
         view=view,
@@ -146,3 +147,13 @@ def assignment_line(framing: Framing, row: Wanted) -> dict[str, Any]:
         "dataset": row.dataset,
         "path": row.found.item.path,
     }
+
+
+def _region(row: Wanted, source_hw: tuple[int, int]) -> Box:
+    """Give the part of the image that a row shows; a jittered one may hang over."""
+    key, text, view = row.key
+    crop = parse_crop(text)
+    if is_jitter(view):
+        assert crop is not None, "`planning.select_items` refuses items without a crop"
+        return jittered(view, key, crop, source_hw)
+    return region_of(view, key, clip_box(crop, source_hw))

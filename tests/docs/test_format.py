@@ -25,7 +25,7 @@ from featstore.sql.runs import CURVE_SCHEMA, METRIC_SCHEMA, RUN_SCHEMA
 from featstore.store import ASSIGNMENT_SCHEMA, open_folder, read_attributes
 from featstore.tail import NormSpec, RopeSpec, TailSpec, TailWeights, plain_block
 from featstore.tail_file import TAIL_FILE, write_tail
-from featstore.views import MIN_CROP_AREA, check_view
+from featstore.views import JITTER, MIN_CROP_AREA, check_view
 from tests.fakes import fake_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,11 +79,14 @@ FILES = {
 def test_the_views_are_those_of_the_code():
     paragraph = SECTIONS["Names"].partition("A view is ")[2].partition("\n\n")[0]
     named = re.findall(r"`([a-zA-Z:]+)`", paragraph)
-    assert named == ["plain", "hflip", "crop:SEED:N"]
+    jitters = ["jitter:SEED:N", "jitter:SEED:N:AMOUNT"]
+    assert named == ["plain", "hflip", "crop:SEED:N", *jitters]
     for name in named:
-        check_view(name.replace("SEED", "7").replace("N", "0"))
+        check_view(name.replace("AMOUNT", "0.25").replace("SEED", "7").replace("N", "0"))
     assert "a quarter" in paragraph
     assert MIN_CROP_AREA == 1 / 4
+    assert "a tenth" in paragraph
+    assert JITTER == 1 / 10
 
 
 @pytest.mark.parametrize("place_in_text", SCHEMAS, ids=lambda place: f"{place[0]}-{place[1]}")
