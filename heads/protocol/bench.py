@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from heads.interpolation import descriptors
 from heads.metrics.keypoints import READINGS as LISTS
 from heads.metrics.keypoints import SHARE
 from heads.model import Model
-from heads.protocol.cells import READINGS, Outcome
+from heads.protocol.cells import READINGS, Jittered, Outcome
 from heads.protocol.design import ALL, Design
 from heads.protocol.runner import Job
 from heads.runs import Run
@@ -37,6 +38,7 @@ class HeadBench:
         feed: Feed,
         instances: Mapping[str, Sequence[Instance]],
         designs: Mapping[str, Design],
+        jittered: Mapping[str, Sequence[Instance]],
     ) -> None:
         """Take a head.
 
@@ -48,11 +50,13 @@ class HeadBench:
             designs: Of the identities that are adapted to. A token that begins interpolated looks
                 at all images of the support half, whose labels it does not need, and never at the
                 test half.
+            jittered: Of some identities the instances of the test half, in their order, in crops
+                around worse boxes: view after view.
         """
         assert isinstance(model.head, IdentityToken)
         self.run_id = run.run_id
         self._model, self._feed, self._head = model, feed, model.head
-        self._instances, self._designs = instances, designs
+        self._instances, self._designs, self._jittered = instances, designs, jittered
         self._first = FirstTokens(run, model, feed)
         self._held: tuple[str, Images] | None = None
         self._mixed: dict[str, Tensor] = {}
@@ -80,19 +84,22 @@ class HeadBench:
             for seed, support in enumerate(job.supports)
         ]
         recipe = Recipe(mode=job.mode, steps=max(job.steps, 1), lr=job.lr)
-        asked = images.rows(torch.tensor(job.test, device=self._model.device))
+        own, jittered = self._instances[job.identity], self._jittered.get(job.identity, ())
+        index = [*job.test, *range(len(own), len(own) + len(jittered))]
+        asked = images.rows(torch.tensor(index, device=self._model.device))
         adapted = adapt_many(self._head, self._model.task, images, starts, recipe, asked=asked)
-        tested = [self._instances[job.identity][number] for number in job.test]
+        tested = [*(own[number] for number in job.test), *jittered]
         return [
-            self._measured(one.output, tested, with_places=seed == 0)
+            self._measured(one.output, tested, len(job.test), with_places=seed == 0)
             for seed, one in enumerate(adapted)
         ]
 
     def _images(self, identity: str) -> Images:
-        """Read all instances of an identity, unless they are at hand."""
+        """Read all instances of an identity, then the jittered ones, unless they are at hand."""
         if self._held is None or self._held[0] != identity:
             self._held = None  # before others are read
-            images = read_images(self._model, self._feed, self._instances[identity])
+            every = [*self._instances[identity], *self._jittered.get(identity, ())]
+            images = read_images(self._model, self._feed, every)
             self._held = (identity, images)
         return self._held[1]
 
@@ -107,13 +114,25 @@ class HeadBench:
         return self._mixed[job.identity]
 
     def _measured(
-        self, output: Tensor | None, tested: Sequence[Instance], *, with_places: bool
+        self,
+        output: Tensor | None,
+        tested: Sequence[Instance],
+        n_plain: int,
+        *,
+        with_places: bool,
     ) -> list[Outcome]:
+        """Measure instances of which the first are plain, and the others those again, jittered."""
         assert output is not None
         predicted = self._model.task.predict(output).float().cpu().numpy()
+        found = [
+            self._outcome(one, instance, with_places=with_places and number < n_plain)
+            for number, (one, instance) in enumerate(zip(predicted, tested, strict=True))
+        ]
+        if len(found) == n_plain:
+            return found
         return [
-            self._outcome(one, instance, with_places=with_places)
-            for one, instance in zip(predicted, tested, strict=True)
+            replace(one, jittered=_together(found[n_plain + number :: n_plain]))
+            for number, one in enumerate(found[:n_plain])
         ]
 
     def _outcome(self, predicted: np.ndarray, instance: Instance, *, with_places: bool) -> Outcome:
@@ -127,6 +146,17 @@ class HeadBench:
         )
         places = task.at_source(predicted, instance.placement) if with_places else np.empty(0)
         return outcome_of(stats, places)
+
+
+def _together(outcomes: Sequence[Outcome]) -> Jittered:
+    """Sum up one instance in several crops."""
+    reading = READINGS[0]
+    return Jittered(
+        squares=sum(one.squares for one in outcomes),
+        points=sum(one.points for one in outcomes),
+        hits=sum(one.hits[reading] for one in outcomes),
+        counted=sum(one.counted[reading] for one in outcomes),
+    )
 
 
 def outcome_of(stats: Mapping[str, Any], places: np.ndarray) -> Outcome:

@@ -181,7 +181,8 @@ _WAYS_NOTE = (
     "of the mean token. Better / worse: identities whose 95 % interval of that reduction lies "
     "above / below zero. 0.05: PCK within 0.05 of the crop's diagonal, of its side (u), of the "
     "longer side of the animal's box. Ratios: over fine-tuning the decoder on the same images; "
-    "ties: an RMSE at most 15 % above it.</p>"
+    "ties: an RMSE at most 15 % above it. Jittered: the test half in crops around worse boxes, "
+    "distances in shares of these crops.</p>"
 )
 
 

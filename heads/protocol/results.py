@@ -38,6 +38,7 @@ class Line:
     rmse_seeds: tuple[float, ...] = ()
     pck: Mapping[str, float] | None = None  # of each reading
     oks_ap: float | None = None  # None: not known
+    jittered: Mapping[str, float] | None = None  # rmse and `PCK` under worse boxes
     against_base: Comparison | None = None  # the mean token as it is
     pck_gain: Estimate | None = None  # of `PCK`, over the base's
     against_decoder: Comparison | None = None  # fine-tuned on the same images
@@ -55,6 +56,7 @@ class Summary:
     rmse: float
     pck: Mapping[str, float]
     oks_ap: float | None
+    jittered: Mapping[str, float] | None  # rmse and `PCK` under worse boxes; None: not measured
     relative: float  # reduction of the RMSE as a share of the base's, averaged
     n_better: int  # intervals of the reduction above 0
     n_worse: int  # below 0
@@ -129,6 +131,7 @@ class _Identity:
             "rmse_seeds": tuple(map(float, errors.rmses_s())),
             "pck": {reading: _mean_hits(cell, reading) for reading in READINGS},
             "oks_ap": _precision(cell),
+            "jittered": _jittered(cell),
         }
         draws = self._resamples(cell.groups, len(cell.outcomes))
         base = self._cells.get(Way(variant=way.variant, mode=TOKEN, init=MEAN, shots=0))
@@ -147,6 +150,11 @@ class _Identity:
 def _mean_hits(cell: Cell, reading: str) -> float:
     is_known = any(one.counted[reading] for one in cell.outcomes[0])
     return cell.hits(reading).mean() if is_known else math.nan
+
+
+def _jittered(cell: Cell) -> dict[str, float] | None:
+    found = cell.jittered()
+    return None if found is None else {"rmse": found[0].rmse(), PCK: found[1].mean()}
 
 
 def _precision(cell: Cell) -> float | None:
@@ -173,6 +181,7 @@ def _summary(way: Way, lines: Sequence[Line]) -> Summary:
     bests = [line.against_decoder for line in lines if line.against_decoder is not None]
     recoveries = [line.recovery.value for line in lines if line.recovery is not None]
     known = [line.oks_ap for line in lines if line.oks_ap is not None]
+    worse = [line.jittered for line in lines if line.jittered is not None]
     return Summary(
         way=way,
         parameters=lines[0].parameters,
@@ -180,6 +189,7 @@ def _summary(way: Way, lines: Sequence[Line]) -> Summary:
         rmse=_mean(line.rmse for line in lines),
         pck={name: _mean((line.pck or {})[name] for line in lines) for name in READINGS},
         oks_ap=_mean(known) if known else None,
+        jittered={name: _mean(one[name] for one in worse) for name in worse[0]} if worse else None,
         relative=_mean(each.relative.value for each in bases),
         n_better=sum(each.reduction.sign > 0 for each in bases),
         n_worse=sum(each.reduction.sign < 0 for each in bases),

@@ -49,7 +49,16 @@ def ways_table(findings: Findings) -> str:
         *(f"{reading.removeprefix('pck@')} {_MORE}" for reading in READINGS),
         f"OKS-AP {_MORE}", "RMSE ratio", "PCK ratio", "ties",
     )  # fmt: skip
-    return html_table(titles, [_way_row(each) for each in chosen], n_words=2)
+    rows = [_way_row(each) for each in chosen]
+    if findings.jitters:
+        titles = (*titles, f"jittered: RMSE {_LESS}", f"0.05 {_MORE}")
+        rows = [[*row, *_jittered(each)] for row, each in zip(rows, chosen, strict=True)]
+    return html_table(titles, rows, n_words=2)
+
+
+def _jittered(one: Summary) -> list[str]:
+    found = one.jittered or {}
+    return [number(found.get("rmse"), 4), number(found.get(READINGS[0]))]
 
 
 def _way_row(one: Summary) -> list[Any]:

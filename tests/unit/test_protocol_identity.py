@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,6 +14,10 @@ import featstore
 from cli.common import exit_code
 from cli.heads_app import heads as program
 from featstore.errors import InvalidInputError, NotFoundError
+from featstore.plan import RunOptions
+from heads.feed import Feed
+from heads.model import load
+from heads.predictions import predict_rows
 from heads.protocol.identity import resume_identity_protocol, run_identity_protocol
 from heads.protocol.plan import Plan
 from heads.runs import list_runs, read_run
@@ -112,6 +118,53 @@ def test_an_interrupted_protocol_goes_on_to_the_same_numbers(store, done, tmp_pa
         pq.read_table(f"{each.path}/lines.parquet", columns=names) for each in (done, finished)
     ]
     assert tables[0].equals(tables[1])
+
+
+def test_worse_boxes_are_measured_once_the_store_has_some(tmp_path):
+    path, crop = tmp_path / "s.zarr", (4.0, 4.0, 28.0, 28.0)
+    animals = Animals(60, n_identities=5, crop=crop)
+    fake_extract(path, [animals])
+    given = {"asked": ASKED | {"steps": 2}, "device": "cpu", "n_resamples": 1000}
+    plan = replace(PLAN, folds=(("cat",),), n_seeds=1, steps=2)
+    first = run_identity_protocol(path, plan, **given)
+    (told,) = [text for text in first.statements if "no jittered boxes" in text]
+    assert "--views jitter:2" in told
+    before = pq.read_table(f"{first.path}/lines.parquet").to_pylist()
+    assert {line["jittered_rmse"] for line in before} == {None}
+    fake_extract(path, [animals], options=RunOptions(views=("jitter:2",), n_threads=1))
+    second = resume_identity_protocol(path, first.run_id, device="cpu")
+    assert second.heads == first.heads
+    (told,) = [text for text in second.statements if "to worse ones" in text]
+    assert "(jitter:0:0, jitter:0:1)" in told
+    assert told.endswith("plain crops alone.")
+    after = pq.read_table(f"{first.path}/lines.parquet").to_pylist()
+    for old, new in zip(before, after, strict=True):
+        assert new["rmse"] == old["rmse"]
+        assert 0 < abs(new["jittered_rmse"] - new["rmse"]) < 0.1
+        assert 0 <= new["jittered_pck@0.05"] <= 1
+    assert "jittered: RMSE" in Path(second.page).read_text(encoding="utf-8")
+    base = by_hand(path, second.heads[0], Path(second.path) / "design.json", animals)
+    (mean,) = [line for line in after if line["shots"] == "0" and line["init"] == "mean"]
+    assert mean["jittered_rmse"] == pytest.approx(base, rel=1e-5)
+
+
+def by_hand(path, head, design, animals):
+    """What the mean token says of all jittered rows of the test half, in shares of their boxes."""
+    features = featstore.open(path).feature_set()
+    (run,) = [run for run in list_runs(path) if run.run_id == head]
+    model, wanted = load(run), json.loads(design.read_text())["cat"]["test"]
+    samples = features.samples().to_pylist()
+    lines = {
+        line["row"]: line
+        for line in samples
+        if line["item"] in wanted and line["view"].startswith("jitter")
+    }
+    feed = Feed(features, model.array_names, model.device)
+    predicted = predict_rows(model, feed, list(lines))[:, :, 0, 0].reshape(len(lines), -1, 2)
+    boxes = np.array([placement.box for placement in features.placements(list(lines)).values()])
+    points = np.array([animals.keypoints(int(line["path"][:5])) for line in lines.values()])
+    truth = (points[..., :2] - boxes[:, None, :2]) / (boxes[:, 2:] - boxes[:, :2])[:, None]
+    return np.sqrt(((predicted - truth) ** 2).sum(axis=2).mean())
 
 
 def test_a_finished_protocol_is_no_training(store, done):
