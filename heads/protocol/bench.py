@@ -13,7 +13,7 @@ from torch import Tensor
 from heads.adapt_modes import count_trained, own_lr
 from heads.adaptation import Images, Recipe, Start, adapt_many
 from heads.feed import Feed
-from heads.identity_images import INTERPOLATED, FirstTokens, Instance, read_images
+from heads.identity_images import MEAN, RANDOM, FirstTokens, Instance, read_images
 from heads.identity_token import IdentityToken
 from heads.interpolation import descriptors
 from heads.metrics.keypoints import READINGS as LISTS
@@ -21,6 +21,7 @@ from heads.metrics.keypoints import SHARE
 from heads.model import Model
 from heads.protocol.cells import READINGS, Jittered, Outcome
 from heads.protocol.design import ALL, Design
+from heads.protocol.plan import BEST, NEAREST
 from heads.protocol.runner import Job
 from heads.runs import Run
 
@@ -38,6 +39,7 @@ class HeadBench:
         feed: Feed,
         instances: Mapping[str, Sequence[Instance]],
         designs: Mapping[str, Design],
+        validation: str,
         jittered: Mapping[str, Sequence[Instance]],
     ) -> None:
         """Take a head.
@@ -50,6 +52,7 @@ class HeadBench:
             designs: Of the identities that are adapted to. A token that begins interpolated looks
                 at all images of the support half, whose labels it does not need, and never at the
                 test half.
+            validation: Identity on which the best of the trained tokens is chosen.
             jittered: Of some identities the instances of the test half, in their order, in crops
                 around worse boxes: view after view.
         """
@@ -59,7 +62,8 @@ class HeadBench:
         self._instances, self._designs, self._jittered = instances, designs, jittered
         self._first = FirstTokens(run, model, feed)
         self._held: tuple[str, Images] | None = None
-        self._mixed: dict[str, Tensor] = {}
+        self._validation = validation
+        self._made: dict[tuple[str, str], Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def own_lr(self, mode: str) -> float:
@@ -104,14 +108,33 @@ class HeadBench:
         return self._held[1]
 
     def _token(self, job: Job, images: Images, seed: int) -> Tensor:
-        """Make the first token; the interpolated one is the same for all seeds."""
-        if job.init != INTERPOLATED:
+        """Make the first token; those that are not drawn are the same for all seeds."""
+        if job.init in (MEAN, RANDOM):
             return self._first(job.init, images, seed=seed)
-        if job.identity not in self._mixed:
+        key = ("", BEST) if job.init == BEST else (job.identity, job.init)
+        if key not in self._made:
             half = torch.tensor(self._designs[job.identity].support(ALL, 0))
             seen = images.rows(half.to(self._model.device))
-            self._mixed[job.identity] = self._first(job.init, seen, seed=0)
-        return self._mixed[job.identity]
+            if job.init == BEST:
+                self._made[key] = self._best_trained()
+            elif job.init == NEAREST:
+                self._made[key] = self._first.nearest(seen)
+            else:
+                self._made[key] = self._first(job.init, seen, seed=0)
+        return self._made[key]
+
+    def _best_trained(self) -> Tensor:
+        """Give the trained token with the lowest RMSE on the validation identity's test half."""
+        assert self._head.tokens is not None
+        own, design = self._instances[self._validation], self._designs[self._validation]
+        tested = [own[number] for number in design.test]
+        images = read_images(self._model, self._feed, tested)
+        starts = [Start(token=token, support=()) for token in self._head.tokens.detach()]
+        task, rmses = self._model.task, []
+        for one in adapt_many(self._head, task, images, starts, Recipe(), asked=images):
+            found = self._measured(one.output, tested, len(tested), with_places=False)
+            rmses.append(sum(each.squares for each in found) / sum(each.points for each in found))
+        return starts[int(np.argmin(rmses))].token
 
     def _measured(
         self,

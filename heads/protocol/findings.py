@@ -13,7 +13,7 @@ from heads.identity_images import MEAN
 from heads.protocol.design import ALL, Shots
 from heads.protocol.distances import Distance
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import MAIN, TOKEN, Plan, Way
+from heads.protocol.plan import BEST, MAIN, NEAREST, TOKEN, Plan, Way
 from heads.protocol.results import DECODER, PCK, Line, Summary, pareto_points
 
 _LEAST_RANKED = 4  # identities below which a rank correlation says nothing
@@ -80,7 +80,17 @@ class Findings:
 
 def statements(findings: Findings) -> list[str]:
     """Say in sentences what was found, for and against."""
-    parts = (_token, _decoder, _pareto, _jitters, _distance, _inits, _variants, _failures)
+    parts = (
+        _token,
+        _decoder,
+        _baselines,
+        _pareto,
+        _jitters,
+        _distance,
+        _inits,
+        _variants,
+        _failures,
+    )
     return [text for part in parts for text in part(findings)]
 
 
@@ -148,6 +158,24 @@ def _decoder(findings: Findings) -> Iterator[str]:
             f"token takes off {_percent(found.recovery)}, averaged over the identities where "
             "fine-tuning gains."
         )
+
+
+def _baselines(findings: Findings) -> Iterator[str]:
+    """Say how good the mean token is, for everything is compared with it."""
+    mean, near, best = (findings.summary(MAIN, TOKEN, i, 0) for i in (MEAN, NEAREST, BEST))
+    if mean is None or near is None or best is None:
+        return
+    text = (
+        f"Without any label of the identity, the RMSE is {_number(mean.rmse)} with the mean token, "
+        f"{_number(near.rmse)} with that of the trained identity whose images are most alike, and "
+        f"{_number(best.rmse)} with the trained token that does best on the validation identity."
+    )
+    if min(near.rmse, best.rmse) < mean.rmse:
+        found = findings.summary(MAIN, TOKEN, MEAN, findings.headline)
+        text += " So the mean token is a weak baseline here: reductions over it, and shares of a "
+        text += "gain over it, flatter"
+        text += "." if found is None else f" (the adapted token's RMSE is {_number(found.rmse)})."
+    yield text
 
 
 def _pareto(findings: Findings) -> Iterator[str]:

@@ -112,7 +112,7 @@ class Gathering:
                 model = load(run, device=self._device)
                 assert isinstance(model.task, PoseTask)
                 skeleton = model.task.skeleton
-                bench = self._bench(run, model, own, fold)
+                bench = self._bench(run, model, own, number)
                 task = Task(
                     fold=number,
                     variant=variant,
@@ -187,9 +187,7 @@ class Gathering:
             name, self._animals.pairs(name), n_seeds=self._plan.n_seeds, seed=self._plan.seed
         )
 
-    def _bench(
-        self, run: Run, model: Model, designs: Mapping[str, Design], fold: Sequence[str]
-    ) -> HeadBench:
+    def _bench(self, run: Run, model: Model, designs: Mapping[str, Design], fold: int) -> HeadBench:
         feed = Feed(self._features, model.array_names, model.device)
         if not self._means:  # of frozen features: the same for every head
             for name, instances in self._animals.instances.items():
@@ -200,7 +198,8 @@ class Gathering:
             feed=feed,
             instances=self._animals.instances,
             designs=designs,
-            jittered={name: self._jittered(name) for name in fold},
+            validation=self._validation(fold),
+            jittered={name: self._jittered(name) for name in self._plan.folds[fold]},
         )
 
     def _tell_of_lacking(self, fold: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from heads.identity_images import MEAN
 from heads.protocol.cells import READINGS
 from heads.protocol.findings import Findings
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import MAIN, TOKEN
+from heads.protocol.plan import BASELINES, BEST, MAIN, NEAREST, TOKEN
 from heads.protocol.results import DECODER, Line, Summary, pareto_points
 from heads.protocol.statistics import Estimate
 
@@ -41,8 +41,9 @@ def html_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], *, n_words:
 
 def ways_table(findings: Findings) -> str:
     """Compare all ways to adapt the main variant, averaged over identities."""
+    inits = (MEAN, *BASELINES)
     chosen = [
-        each for each in findings.summaries if each.way.variant == MAIN and each.way.init == MEAN
+        each for each in findings.summaries if each.way.variant == MAIN and each.way.init in inits
     ]
     titles = (
         "trained", "images", "numbers", f"RMSE {_LESS}", "reduction", "better / worse / of",
@@ -62,11 +63,12 @@ def _jittered(one: Summary) -> list[str]:
 
 
 def _way_row(one: Summary) -> list[Any]:
-    is_base, is_decoder = one.way.shots == 0, one.way.mode == DECODER
+    is_base = one.way.shots == 0 and one.way.init == MEAN
+    is_alone = one.way.shots == 0 or one.way.mode == DECODER
     count = len(one.identities)
     dash = "-"
     return [
-        "mean token" if is_base else one.way.mode,
+        _BASELINES[one.way.init] if one.way.shots == 0 else one.way.mode,
         str(one.way.shots),
         f"{one.parameters:,}",
         number(one.rmse, 4),
@@ -74,10 +76,13 @@ def _way_row(one: Summary) -> list[Any]:
         dash if is_base else _counts(one),
         *(number(one.pck[reading]) for reading in READINGS),
         number(one.oks_ap),
-        dash if is_base or is_decoder else number(one.ratio, 2),
-        dash if is_base or is_decoder else number(one.pck_recovery, 2),
-        dash if is_base or is_decoder else f"{one.n_ties} of {count}",
+        dash if is_alone else number(one.ratio, 2),
+        dash if is_alone else number(one.pck_recovery, 2),
+        dash if is_alone else f"{one.n_ties} of {count}",
     ]
+
+
+_BASELINES = {MEAN: "mean token", NEAREST: "nearest token", BEST: "best trained token"}
 
 
 def _counts(one: Summary) -> Any:

@@ -18,9 +18,13 @@ from featstore.plan import RunOptions
 from heads.feed import Feed
 from heads.model import load
 from heads.predictions import predict_rows
+from heads.protocol.animals import find_animals
+from heads.protocol.bench import mean_feature
+from heads.protocol.design import make_design
 from heads.protocol.identity import resume_identity_protocol, run_identity_protocol
 from heads.protocol.plan import Plan
-from heads.runs import list_runs, read_run
+from heads.runs import PAIRS, list_runs, read_run
+from heads.selection import pairs_from_table
 from tests.fake_animals import Animals
 from tests.fakes import fake_extract
 
@@ -69,6 +73,49 @@ def test_a_protocol_leaves_its_numbers_where_sql_finds_them(store, done):
     assert status["status"] == "done"
     table = pq.read_table(f"{done.path}/lines.parquet").to_pylist()
     assert {(line["identity"], line["mode"]) for line in table} >= {("cat", "decoder")}
+
+
+def test_answers_without_a_label_are_those_of_trained_tokens(store, done):
+    features = featstore.open(store).feature_set()
+    (run,) = [run for run in list_runs(store) if run.run_id == done.heads[0]]
+    model = load(run)
+    feed = Feed(features, model.array_names, model.device)
+    animals = find_animals(features, taps=["norm"], kind="keypoints", data=None)
+    (validation,) = {*run.record["command"]["holdout"]} - {"cat", "dog"}
+
+    def half(name, part):
+        design = make_design(name, animals.pairs(name), n_seeds=1)
+        numbers = design.test if part == "test" else design.support("all", 0)
+        return [animals.instances[name][number] for number in numbers]
+
+    def rmse(name, token):
+        found = half(name, "test")
+        model.head.set_token(token)
+        places = predict_rows(model, feed, [one.pair.row for one in found])[:, :, 0, 0]
+        truth = np.array([one.record["keypoints"][:, :2] for one in found]) / 32
+        return np.sqrt(((places.reshape(truth.shape) - truth) ** 2).sum(axis=2).mean())
+
+    tokens = model.head.tokens.detach()
+    learned = {pair.key for pair in pairs_from_table(pq.read_table(run.path / PAIRS), "train")}
+    alike = {}
+    for name in model.head.options.identities:
+        own = [one for one in animals.instances[name] if one.pair.key in learned]
+        alike[name] = mean_feature(model, feed, own)
+
+    def nearest(name):
+        new = mean_feature(model, feed, half(name, "support"))
+        cosine = [one @ new / np.linalg.norm(one) for one in alike.values()]
+        return tokens[int(np.argmax(cosine))]
+
+    best = min(tokens, key=lambda token: rmse(validation, token))
+    lines = pq.read_table(f"{done.path}/lines.parquet").to_pylist()
+    for line in lines:
+        if line["init"] == "best":
+            assert line["rmse"] == pytest.approx(rmse(line["identity"], best), rel=1e-5)
+        elif line["init"] == "nearest":
+            who = line["identity"]
+            assert line["rmse"] == pytest.approx(rmse(who, nearest(who)), rel=1e-5)
+    assert {line["init"] for line in lines} == {"mean", "nearest", "best"}
 
 
 def test_its_heads_never_saw_what_is_held_out_nor_what_chose_the_rates(store, done):

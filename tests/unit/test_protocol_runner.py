@@ -109,7 +109,7 @@ def test_every_way_is_done_on_every_held_out_identity(whole):
         for mode, init in ways
         for shots in (0, 2, ALL)
         if (mode, shots) != ("decoder", 0)
-    }
+    } | {(who, "token", init, 0) for who in ("fox", "hare") for init in ("nearest", "best")}
     assert done == expected
     assert n_told == len(found["test"]) + len(found["tuning"])
 
@@ -143,6 +143,7 @@ def test_nothing_random_is_done_once(whole):
     }
     assert seeds == {
         ("mean", 0): 1, ("mean", 2): 4, ("mean", ALL): 4,
+        ("nearest", 0): 1, ("best", 0): 1,
         ("random", 0): 4, ("random", 2): 4, ("random", ALL): 4,
     }  # fmt: skip
     base = next(c for c in found["test"] if not c.unit.way.is_trained)
