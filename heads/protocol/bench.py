@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heads.adapt_modes import count_trained, own_lr
+from heads.adapt_modes import TOKEN, count_trained, own_lr
 from heads.adaptation import Images, Recipe, Start, adapt_many
 from heads.feed import Feed
 from heads.identity_images import MEAN, RANDOM, FirstTokens, Instance, read_images
@@ -21,11 +21,15 @@ from heads.metrics.keypoints import SHARE
 from heads.model import Model
 from heads.protocol.cells import READINGS, Jittered, Outcome
 from heads.protocol.design import ALL, Design
-from heads.protocol.plan import BEST, NEAREST
+from heads.protocol.plan import BEST, NEAREST, SHARED
 from heads.protocol.runner import Job
 from heads.runs import Run
+from heads.selection import evenly
 
 _ROWS_AT_ONCE = 64
+_SHARED_IMAGES = 256  # of all trained identities, that one token is fitted to, at most
+_SHARED_BATCH = 64
+_SHARED_FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the token's own learning rate
 
 
 class HeadBench:
@@ -111,25 +115,45 @@ class HeadBench:
         """Make the first token; those that are not drawn are the same for all seeds."""
         if job.init in (MEAN, RANDOM):
             return self._first(job.init, images, seed=seed)
-        key = ("", BEST) if job.init == BEST else (job.identity, job.init)
+        is_general = job.init in (BEST, SHARED)
+        key = ("" if is_general else job.identity, job.init)
         if key not in self._made:
             half = torch.tensor(self._designs[job.identity].support(ALL, 0))
             seen = images.rows(half.to(self._model.device))
             if job.init == BEST:
-                self._made[key] = self._best_trained()
+                assert self._head.tokens is not None
+                self._made[key] = self._best_on_validation(self._head.tokens.detach())
+            elif job.init == SHARED:
+                self._made[key] = self._best_on_validation(self._fitted_to_trained())
             elif job.init == NEAREST:
                 self._made[key] = self._first.nearest(seen)
             else:
                 self._made[key] = self._first(job.init, seen, seed=0)
         return self._made[key]
 
-    def _best_trained(self) -> Tensor:
-        """Give the trained token with the lowest RMSE on the validation identity's test half."""
-        assert self._head.tokens is not None
+    def _fitted_to_trained(self) -> list[Tensor]:
+        """Fit one token to images of all trained identities, with several learning rates.
+
+        It is the best answer of a head that is not told the identity. The mean of the tokens is
+        not: no image was ever shown with it, and a margin teaches the head to do worse with it.
+        """
+        names = self._head.options.identities
+        each = max(_SHARED_IMAGES // len(names), 1)
+        chosen = [one for name in names for one in evenly(self._instances[name], each)]
+        images = read_images(self._model, self._feed, chosen)
+        start = Start(token=self._head.mean_token().detach(), support=tuple(range(len(chosen))))
+        rates = (own_lr(TOKEN) * factor for factor in _SHARED_FACTORS)
+        return [
+            adapt_many(self._head, self._model.task, images, [start], recipe)[0].token
+            for recipe in (Recipe(lr=rate, batch_size=_SHARED_BATCH) for rate in rates)
+        ]
+
+    def _best_on_validation(self, tokens: Iterable[Tensor]) -> Tensor:
+        """Give the token with the lowest RMSE on the validation identity's test half."""
         own, design = self._instances[self._validation], self._designs[self._validation]
         tested = [own[number] for number in design.test]
         images = read_images(self._model, self._feed, tested)
-        starts = [Start(token=token, support=()) for token in self._head.tokens.detach()]
+        starts = [Start(token=token, support=()) for token in tokens]
         task, rmses = self._model.task, []
         for one in adapt_many(self._head, task, images, starts, Recipe(), asked=images):
             found = self._measured(one.output, tested, len(tested), with_places=False)

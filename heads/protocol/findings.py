@@ -13,7 +13,7 @@ from heads.identity_images import MEAN
 from heads.protocol.design import ALL, Shots
 from heads.protocol.distances import Distance
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import BEST, MAIN, NEAREST, TOKEN, Plan, Way
+from heads.protocol.plan import BASELINES, MAIN, TOKEN, Plan, Way
 from heads.protocol.results import DECODER, PCK, Line, Summary, pareto_points
 
 _LEAST_RANKED = 4  # identities below which a rank correlation says nothing
@@ -162,20 +162,31 @@ def _decoder(findings: Findings) -> Iterator[str]:
 
 def _baselines(findings: Findings) -> Iterator[str]:
     """Say how good the mean token is, for everything is compared with it."""
-    mean, near, best = (findings.summary(MAIN, TOKEN, i, 0) for i in (MEAN, NEAREST, BEST))
-    if mean is None or near is None or best is None:
+    found = [findings.summary(MAIN, TOKEN, init, 0) for init in (MEAN, *BASELINES)]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
         return
+    mean, shared, near, best = known
     text = (
         f"Without any label of the identity, the RMSE is {_number(mean.rmse)} with the mean token, "
+        f"{_number(shared.rmse)} with one token fitted to images of all trained identities, "
         f"{_number(near.rmse)} with that of the trained identity whose images are most alike, and "
         f"{_number(best.rmse)} with the trained token that does best on the validation identity."
     )
-    if min(near.rmse, best.rmse) < mean.rmse:
-        found = findings.summary(MAIN, TOKEN, MEAN, findings.headline)
+    if min(shared.rmse, near.rmse, best.rmse) < mean.rmse:
         text += " So the mean token is a weak baseline here: reductions over it, and shares of a "
-        text += "gain over it, flatter"
-        text += "." if found is None else f" (the adapted token's RMSE is {_number(found.rmse)})."
+        text += "gain over it, flatter."
     yield text
+    adapted = findings.summary(MAIN, TOKEN, MEAN, findings.headline)
+    if adapted is not None:
+        count = len(adapted.identities)
+        unsure = count - adapted.n_better_shared - adapted.n_worse_shared
+        yield (
+            "Over that one token for all, which knows nothing of the identity, the adapted "
+            f"token's RMSE ({_number(adapted.rmse)}) is lower with an interval above zero for "
+            f"{adapted.n_better_shared} of {count} identities, higher for "
+            f"{adapted.n_worse_shared}, and neither is resolved for {unsure}."
+        )
 
 
 def _pareto(findings: Findings) -> Iterator[str]:

@@ -15,10 +15,11 @@ MAIN = "main"
 
 TOKEN = "token"
 
-NEAREST, BEST = "nearest", "best"
-BASELINES = (NEAREST, BEST)
-"""Trained tokens that answer for an identity as they are: of the trained identity whose images are
-most alike, and the one that does best on the validation identity. No label of it is looked at."""
+SHARED, NEAREST, BEST = "shared", "nearest", "best"
+BASELINES = (SHARED, NEAREST, BEST)
+"""Tokens that answer for an identity as they are, no label of it looked at: one that was fitted to
+images of all trained identities, that of the trained identity whose images are most alike, and the
+trained one that does best on the validation identity."""
 _TUNED_ON_SEEDS = 3
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -11,7 +11,7 @@ from heads.identity_images import MEAN
 from heads.protocol.cells import READINGS
 from heads.protocol.findings import Findings
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import BASELINES, BEST, MAIN, NEAREST, TOKEN
+from heads.protocol.plan import BASELINES, BEST, MAIN, NEAREST, SHARED, TOKEN
 from heads.protocol.results import DECODER, Line, Summary, pareto_points
 from heads.protocol.statistics import Estimate
 
@@ -47,6 +47,7 @@ def ways_table(findings: Findings) -> str:
     ]
     titles = (
         "trained", "images", "numbers", f"RMSE {_LESS}", "reduction", "better / worse / of",
+        "than shared",
         *(f"{reading.removeprefix('pck@')} {_MORE}" for reading in READINGS),
         f"OKS-AP {_MORE}", "RMSE ratio", "PCK ratio", "ties",
     )  # fmt: skip
@@ -73,7 +74,8 @@ def _way_row(one: Summary) -> list[Any]:
         f"{one.parameters:,}",
         number(one.rmse, 4),
         dash if is_base else percent(one.relative),
-        dash if is_base else _counts(one),
+        dash if is_base else _counts(one.n_better, one.n_worse, count),
+        dash if one.way.init == SHARED else _counts(one.n_better_shared, one.n_worse_shared, count),
         *(number(one.pck[reading]) for reading in READINGS),
         number(one.oks_ap),
         dash if is_alone else number(one.ratio, 2),
@@ -82,12 +84,17 @@ def _way_row(one: Summary) -> list[Any]:
     ]
 
 
-_BASELINES = {MEAN: "mean token", NEAREST: "nearest token", BEST: "best trained token"}
+_BASELINES = {
+    MEAN: "mean token",
+    SHARED: "shared token",
+    NEAREST: "nearest token",
+    BEST: "best trained token",
+}
 
 
-def _counts(one: Summary) -> Any:
-    style = "good" if one.n_better > one.n_worse else "bad" if one.n_worse > one.n_better else ""
-    return style, f"{one.n_better} / {one.n_worse} / {len(one.identities)}"
+def _counts(n_better: int, n_worse: int, n: int) -> Any:
+    style = "good" if n_better > n_worse else "bad" if n_worse > n_better else ""
+    return style, f"{n_better} / {n_worse} / {n}"
 
 
 def pareto_table(findings: Findings) -> str:
@@ -204,7 +211,7 @@ def variants_table(findings: Findings) -> str:
             number(base.rmse if base else None, 4),
             number(found.rmse if found else None, 4),
             percent(found.relative) if found else "-",
-            _counts(found) if found else "-",
+            _counts(found.n_better, found.n_worse, len(found.identities)) if found else "-",
         ])  # fmt: skip
     titles = (
         "head", "options", "std over random tokens", "mean token RMSE", "token RMSE", "reduction",

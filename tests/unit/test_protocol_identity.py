@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import featstore
 from cli.common import exit_code
 from cli.heads_app import heads as program
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.plan import RunOptions
+from heads.adaptation import Recipe, Start, adapt_many
 from heads.feed import Feed
+from heads.identity_images import read_images
 from heads.model import load
 from heads.predictions import predict_rows
 from heads.protocol.animals import find_animals
@@ -107,15 +110,28 @@ def test_answers_without_a_label_are_those_of_trained_tokens(store, done):
         cosine = [one @ new / np.linalg.norm(one) for one in alike.values()]
         return tokens[int(np.argmax(cosine))]
 
+    def shared(rate):
+        chosen = [one for n in model.head.options.identities for one in animals.instances[n]]
+        start = Start(token=tokens.mean(dim=0), support=tuple(range(len(chosen))))
+        recipe = Recipe(lr=rate, batch_size=64)
+        images = read_images(model, feed, chosen)
+        return adapt_many(model.head, model.task, images, [start], recipe)[0].token
+
     best = min(tokens, key=lambda token: rmse(validation, token))
+    for_all = min(map(shared, (0.001, 0.003, 0.01, 0.03)), key=lambda t: rmse(validation, t))
+    assert not torch.allclose(for_all, tokens.mean(dim=0))
     lines = pq.read_table(f"{done.path}/lines.parquet").to_pylist()
     for line in lines:
         if line["init"] == "best":
             assert line["rmse"] == pytest.approx(rmse(line["identity"], best), rel=1e-5)
+        elif line["init"] == "shared":
+            assert line["rmse"] == pytest.approx(rmse(line["identity"], for_all), rel=1e-5)
         elif line["init"] == "nearest":
             who = line["identity"]
             assert line["rmse"] == pytest.approx(rmse(who, nearest(who)), rel=1e-5)
-    assert {line["init"] for line in lines} == {"mean", "nearest", "best"}
+    assert {line["init"] for line in lines} == {"mean", "shared", "nearest", "best"}
+    compared = {line["shots"] for line in lines if line["shared_reduction"] is not None}
+    assert compared == {"0", "2"}
 
 
 def test_its_heads_never_saw_what_is_held_out_nor_what_chose_the_rates(store, done):
