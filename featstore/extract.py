@@ -12,6 +12,7 @@ from featstore.assign import Framing
 from featstore.errors import InvalidInputError
 from featstore.extraction import Extraction, ExtractReport
 from featstore.feature_sets import FinalNorm, NewFeatureSet
+from featstore.files import exclusive
 from featstore.hashing import short_key
 from featstore.index import refresh
 from featstore.latency import latency_path, record_latency
@@ -76,7 +77,8 @@ def extract(
 
     Raises:
         InvalidInputError: An argument or a data set is not acceptable; nothing was written.
-        ConflictError: Another process is writing this feature set.
+        ConflictError: The feature set was removed meanwhile, or another process holds a lock for
+            hours.
         StorageError: The disk refused; everything committed is safe.
     """
     options = options or RunOptions()
@@ -179,16 +181,18 @@ def _run(
     for text in _tail_messages(model):
         extraction.progress(Progress(stage="extract", message=text))
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
-    with extraction.locked_store(new.key) as store:
-        source = BackboneSource(Readers(store, extraction.readers), model, plan)
-        report = extraction.run(
-            store, new, shapes, framing=framing, source=source, batch_size=batch_size
-        )
-        if not extraction.options.latency:
-            return report
+    store = extraction.open_store()
+    source = BackboneSource(Readers(store, extraction.readers), model, plan)
+    report = extraction.run(
+        store, new, shapes, framing=framing, source=source, batch_size=batch_size
+    )
+    if not extraction.options.latency:
+        return report
+    lock = store.locks_path / f"latency-{new.key}.lock"
+    with exclusive(lock, purpose="timing the backbone", timeout_s=_LATENCY_WAIT_S):
         path = latency_path(store.path, new.key)
         latency = record_latency(path, model, is_renewed=report.new_rows > 0)
-        return replace(report, latency=latency)
+    return replace(report, latency=latency)
 
 
 def _tail_messages(model: Backbone) -> list[str]:
@@ -205,6 +209,7 @@ def _tail_messages(model: Backbone) -> list[str]:
 
 
 _IMPORT_BATCH = 64
+_LATENCY_WAIT_S = 600.0
 
 
 def _import(extraction: Extraction, readers: Sequence[Reader], dtype: str) -> ExtractReport:
@@ -231,11 +236,11 @@ def _import(extraction: Extraction, readers: Sequence[Reader], dtype: str) -> Ex
     )
     grids = [shape.grid for shape in shapes if shape.grid is not None]
     framing = Framing(input_hw=max(grids, default=(1, 1)), resize="squash")
-    with extraction.locked_store(key) as store:
-        source = ImportSource(Readers(store, readers), dtype)
-        return extraction.run(
-            store, new, shapes, framing=framing, source=source, batch_size=_IMPORT_BATCH
-        )
+    store = extraction.open_store()
+    source = ImportSource(Readers(store, readers), dtype)
+    return extraction.run(
+        store, new, shapes, framing=framing, source=source, batch_size=_IMPORT_BATCH
+    )
 
 
 def widest(shapes: Sequence[TapShape], dtype: str) -> int:

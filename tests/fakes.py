@@ -284,11 +284,9 @@ def fake_extract(
         began=time.perf_counter(),
     )
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
-    with extraction.locked_store(new.key) as store:
-        source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale, dtype=plan.dtype)
-        return extraction.run(
-            store, new, shapes, framing=framing, source=source, batch_size=batch_size
-        )
+    store = extraction.open_store()
+    source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale, dtype=plan.dtype)
+    return extraction.run(store, new, shapes, framing=framing, source=source, batch_size=batch_size)
 
 
 def fake_forward(

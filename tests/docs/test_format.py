@@ -20,11 +20,11 @@ from featstore import index, items, labels, ledger
 from featstore.geometry import place, to_input
 from featstore.latency import Latency, latency_path
 from featstore.plan import FORMAT_VERSION, ExtractPlan
-from featstore.sql.fold import TOMBSTONE_SCHEMA
 from featstore.sql.runs import CURVE_SCHEMA, METRIC_SCHEMA, RUN_SCHEMA
 from featstore.store import ASSIGNMENT_SCHEMA, open_folder, read_attributes
 from featstore.tail import NormSpec, RopeSpec, TailSpec, TailWeights, plain_block
 from featstore.tail_file import TAIL_FILE, write_tail
+from featstore.tombstones import SCHEMA as TOMBSTONE_SCHEMA
 from featstore.views import JITTER, MIN_CROP_AREA, check_view
 from tests.fakes import fake_plan
 
