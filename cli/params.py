@@ -52,6 +52,21 @@ class Seconds(click.ParamType[float]):
         return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
+class Part(click.ParamType[tuple[int, int]]):
+    """``I/N``: the I-th of N parts, counted from 1."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Give (I, N)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)/(\d+)", value)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is no part. Give it as 1/4, 2/4, ... 4/4.", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 class Counts(click.ParamType[tuple[int, ...]]):
     """``N`` or ``N,N,...``, all positive."""
 

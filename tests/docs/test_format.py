@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featstore
-from featstore import index, items, labels, ledger
+from featstore import claims, index, items, labels, ledger
 from featstore.geometry import place, to_input
 from featstore.latency import Latency, latency_path
 from featstore.plan import FORMAT_VERSION, ExtractPlan
@@ -104,7 +104,8 @@ def test_the_columns_are_those_of_a_stored_file(place_in_text):
 
 
 def test_every_table_of_the_text_is_compared_here():
-    compared = {section for section, _ in SCHEMAS} | {"Versions", "Feature sets", "Tail", "Index"}
+    others = {"Versions", "Feature sets", "Tail", "Writing", "Index"}
+    compared = {section for section, _ in SCHEMAS} | others
     assert {section for section in SECTIONS if tables(section)} == compared
     rows = sum(line.startswith("|---") for line in TEXT.splitlines())
     assert rows - 1 == sum(len(tables(section)) for section in SECTIONS)  # but for the names
@@ -155,6 +156,20 @@ def test_the_fields_of_a_tail_are_those_of_a_stored_one(store):
         assert {name: JSON_TYPES[kind] for name, kind in documented.items()} == {
             name: type(value) for name, value in found.items()
         }
+
+
+def test_a_claim_is_what_the_text_says(store):
+    with claims.Claims(open_folder(store), KEY, purpose="testing") as writer:
+        claim = writer.take(3)
+        found = json.loads((store / ".locks" / f"{KEY}.claims" / "00003.json").read_text())
+    [documented] = tables("Writing")
+    assert {name: JSON_TYPES[kind] for name, kind in documented.items()} == {
+        name: type(value) for name, value in found.items()
+    }
+    assert found["nonce"] == claim.nonce
+    assert list(found["process"]) == ["host", "machine", "pid", "started"]
+    assert f"every {claims.HEARTBEAT_S:.0f} s" in SECTIONS["Writing"]
+    assert f"more than {claims.EXPIRY_S:.0f} s" in SECTIONS["Writing"]
 
 
 def test_the_plan_has_the_fields_of_the_code_and_this_is_the_current_format():
