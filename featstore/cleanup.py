@@ -18,6 +18,7 @@ from featstore.errors import ConflictError, FormatError
 from featstore.feature_sets import find_feature_set
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
 from featstore.latency import latency_path
+from featstore.remote.location import refuse_remote
 from featstore.store import FeatureSetFolder, StoreFolder, open_folder
 from featstore.types import TapShape
 
@@ -58,6 +59,7 @@ def gc(store_path: str | Path, *, dry_run: bool = False, targets: bool = False) 
         StorageError: The disk refused.
     """
     store = open_folder(Path(store_path))
+    refuse_remote(store.path, "gc")
     sweep = _Sweep(store, dry_run=dry_run)
     for path in _folders(store.path / "feature_sets"):
         lock = store.locks_path / f"{path.name}.lock"
@@ -191,6 +193,7 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
         StorageError: The disk refused.
     """
     store = open_folder(Path(store_path))
+    refuse_remote(store.path, "Removing a feature set")
     folder = find_feature_set(store, name)
     report = CleanReport(store=str(store.path))
     purpose = f"removing feature set {folder.key}"

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from featstore.items import read_dataset
+from featstore.remote.location import shown
 from featstore.store import FeatureSetFolder, StoreFolder
 
 
@@ -27,7 +28,7 @@ def extract_command(
         views: Views to add.
     """
     store = StoreFolder(folder.path.parents[1])
-    words = ["featstore", "extract", "--store", str(store.path)]
+    words = ["featstore", "extract", "--store", shown(store.path)]
     words += ["--backbone", str(folder.attributes["backbone"].get("name", "NAME"))]
     for dataset in sorted(set(folder.assignments()["dataset"].to_pylist())):
         words += ["--data", f"{dataset}={read_dataset(store, dataset)['spec']}"]

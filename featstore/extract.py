@@ -19,7 +19,7 @@ from featstore.layout import choose_shard_rows
 from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import open_readers, select_items
 from featstore.sources import BackboneSource, ImportSource, Readers, weights_argument
-from featstore.store import STORE_DTYPES, check_target
+from featstore.store import STORE_DTYPES, check_target, locate
 from featstore.types import (
     FeatureReader,
     Progress,
@@ -56,7 +56,7 @@ def extract(
     backbone.
 
     Args:
-        store: Folder of the store, made if it does not exist.
+        store: Folder or URL of the store, made if it does not exist.
         backbone: Name from `featstore backbones`, a timm name with its tag, ``hf-hub:...`` or
             ``local-dir:...``.
         data: Data sets as ``[NAME=]FORMAT:PATH``, or open readers.
@@ -81,7 +81,7 @@ def extract(
     """
     options = options or RunOptions()
     began = time.perf_counter()
-    path = Path(store)
+    path = locate(store)
     check_target(path)
     readers = open_readers(data)
     selected = select_items(readers, options)

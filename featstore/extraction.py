@@ -20,6 +20,7 @@ from featstore.labels import store_labels
 from featstore.latency import Latency
 from featstore.plan import RunOptions
 from featstore.planning import Work, bad_rows, plan_work
+from featstore.remote.location import shown
 from featstore.shard_job import Source, run_jobs
 from featstore.store import FeatureSetFolder, StoreFolder, complete_folder, create_folder, is_store
 from featstore.tail_file import find_tail
@@ -215,7 +216,7 @@ class Extraction:
         tail = find_tail(folder)
         per_row = sum(folder.taps[tap].bytes_per_row(folder.store_dtype.itemsize) for tap in taps)
         return ExtractReport(
-            store=str(self.path),
+            store=shown(self.path),
             feature_set=folder.key,
             name=folder.attributes["name"],
             backbone=str(folder.attributes["backbone"].get("name", "")),

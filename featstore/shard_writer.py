@@ -16,6 +16,8 @@ import numpy as np
 
 from featstore.arrays import BFLOAT16_NAN, chunk_crc32c
 from featstore.files import PARTIAL, fsync_path, storage_errors
+from featstore.remote.location import find_mirror
+from featstore.remote.writing import move_shard, remove_shard
 from featstore.shards import ABSENT, CRC_BYTES
 from featstore.store import FeatureSetFolder
 
@@ -58,7 +60,8 @@ class ShardFileWriter:
     def commit(self, root: Path) -> None:
         """Write the index, force the file to the disk and give it its name.
 
-        A shard without chunks has no file: one that lay there is removed.
+        A shard without chunks has no file: one that lay there is removed. In the mirror of a store
+        behind a URL the file moves to that store.
 
         Args:
             root: Folder of the array; the folders below it are forced to the disk too.
@@ -66,9 +69,12 @@ class ShardFileWriter:
         Raises:
             StorageError: The disk refused.
         """
+        mirror = find_mirror(self._path)
         with storage_errors(self._path):
             if self._file is None:
                 self._path.unlink(missing_ok=True)
+                if mirror is not None:
+                    remove_shard(mirror, self._path)
                 return
             index = self._index.reshape(-1).view(np.uint8)
             self._file.write(index.data)
@@ -76,6 +82,9 @@ class ShardFileWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+            if mirror is not None:
+                move_shard(mirror, self._partial, self._path)
+                return
             self._partial.replace(self._path)
             for parent in self._path.relative_to(root).parents:
                 fsync_path(root / parent)

@@ -329,6 +329,10 @@ class Recent(Generic[K, V]):
         self.put(key, made)
         return made
 
+    def __contains__(self, key: K) -> bool:
+        with self._lock:
+            return key in self._values
+
     def put(self, key: K, value: V) -> None:
         """Keep a value as the one used last."""
         with self._lock:
