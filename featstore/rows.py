@@ -299,8 +299,8 @@ class RowReader:
         except WrongChunkError as error:
             raise self._damaged(error.shard, [0], str(error)) from error
         for one in wanted:
-            block = one.out.reshape(self._folder.layout.shard_rows, -1)
-            self._blocks.put(one.shard, (block, self._ledgers.shard(self.source.tap, one.shard)))
+            rows = one.out.reshape(self._folder.layout.shard_rows, -1)
+            self._blocks.put(one.shard, (rows, self._ledgers.shard(self.source.tap, one.shard)))
 
     def _committed(self, shard: int, slot: int, ledger: LedgerShard) -> int:
         """Give the checksum that the ledger has for a row; that row must be stored."""

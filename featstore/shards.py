@@ -341,6 +341,11 @@ class Recent(Generic[K, V]):
             while len(self._values) > self.limit:
                 self._values.popitem(last=False)
 
+    def drop(self, key: K) -> None:
+        """Forget one value, if it is kept."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

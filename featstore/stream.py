@@ -173,7 +173,8 @@ class BatchIterator(Iterator[Batch]):
         piece, after = stream.piece, stream.after
 
         def fill(number: int, slot: dict[str, np.ndarray], is_stopped: Any) -> None:
-            readers.expect(after(number, readers.n_expected))
+            # With those of a thread that is slower, so that neighbours stay together.
+            readers.expect(after(max(0, number - N_THREADS + 1), readers.n_expected))
             readers.read_into(piece(number), slot, is_stopped)
 
         self._prefetcher = Prefetcher(

@@ -94,7 +94,7 @@ class DiskChunks:
         with self._open(key, layout, os.O_RDONLY) as handle:
             if handle is None or os.pread(handle, 1, chunk) != b"\1":
                 return None
-            if os.preadv(handle, [out], self._start(chunk, layout)) != len(out):
+            if os.preadv(handle, [out.data], self._start(chunk, layout)) != len(out):
                 return None
             with contextlib.suppress(OSError):  # a folder that can only be read
                 os.utime(handle)
@@ -111,7 +111,7 @@ class DiskChunks:
         ):
             if handle is None:
                 return
-            os.pwrite(handle, data, self._start(chunk, layout))
+            os.pwrite(handle, data.data, self._start(chunk, layout))
             os.pwrite(handle, b"\1", chunk)
         with self._lock:
             self._written_bytes += n_bytes

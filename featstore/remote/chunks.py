@@ -99,12 +99,12 @@ class RemoteChunks:
         part = self._waiting.limit_bytes // (4 * n_readers if is_disk else 2)
         self.n_expected = min(MOST_EXPECTED, part // layout.chunk_bytes)
         self._expected: dict[int, set[int]] = {}
-        self._indexes: Recent[int, np.ndarray] = Recent(_MAX_INDEXES)
+        self._asked: dict[int, int] = {}  # shard -> a bit for each chunk that was asked for
         self._flights: dict[tuple[int, int], _Flight] = {}
         self._lock = threading.Lock()
 
     def expect(self, places: Iterable[tuple[int, int]]) -> None:
-        """Name the chunks (shard, chunk) that are going to be wanted next."""
+        """Name the chunks (shard, chunk) that are going to be wanted next, each once."""
         expected: dict[int, set[int]] = {}
         for shard, chunk in places:
             expected.setdefault(shard, set()).add(chunk)
@@ -120,14 +120,16 @@ class RemoteChunks:
         missing = [one for one in wanted if not self._from_waiting(one)]
         if not missing:
             return
-        self._load_indexes({one.shard for one in missing})
-        flights = self._begin(missing)
+        flights = self._begin(missing, self._indexes({one.shard for one in missing}))
         for one in missing:
-            found = flights[one.shard, one.chunk].future.result().get(one.chunk)
+            flight = flights.get((one.shard, one.chunk))
+            found = None if flight is None else flight.future.result().get(one.chunk)
             if found is not None:
                 np.copyto(one.out, found)
                 if crc32c(one.out) == one.crc:
                     continue
+            elif flight is None and self._from_waiting(one):
+                continue
             self._read_again(one)
 
     def _from_waiting(self, one: Wanted) -> bool:
@@ -140,11 +142,27 @@ class RemoteChunks:
     def _key(self, shard: int) -> str:
         return self._mirror.url_of(self._file(shard))
 
-    def _load_indexes(self, shards: Iterable[int]) -> None:
-        def load(shard: int) -> None:
-            self._indexes.get(shard, self._read_index)
+    def _indexes(self, shards: Iterable[int]) -> dict[int, np.ndarray]:
+        """Give the indexes of some shards; one that another thread reads is waited for."""
+        mine, found = [], {}
+        with _indexes_lock:
+            for shard in shards:
+                key = self._key(shard)
+                if key not in _INDEXES:
+                    mine.append(shard)
+                    _INDEXES.put(key, Future())
+                found[shard] = _INDEXES.get(key, _no_index)
+        for shard in mine:
+            self._client.pool.submit(self._load_index, shard, found[shard])
+        return {shard: future.result() for shard, future in found.items()}
 
-        list(self._client.map(load, sorted(shards)))
+    def _load_index(self, shard: int, future: Future[np.ndarray]) -> None:
+        try:
+            future.set_result(self._read_index(shard))
+        # Handed to those who wait for it; the next one who asks tries again.
+        except BaseException as error:  # noqa: BLE001
+            _INDEXES.drop(self._key(shard))
+            future.set_exception(error)
 
     def _read_index(self, shard: int) -> np.ndarray:
         path, n_chunks = self._file(shard), self._layout.n_chunks
@@ -161,34 +179,50 @@ class RemoteChunks:
                     raise WrongChunkError(shard, 0, str(error)) from error
         raise AssertionError("one of the attempts returns or raises")
 
-    def _begin(self, missing: Sequence[Wanted]) -> dict[tuple[int, int], _Flight]:
-        """Start the requests that nobody has started; give the flight of each missing chunk."""
+    def _begin(
+        self, missing: Sequence[Wanted], indexes: dict[int, np.ndarray]
+    ) -> dict[tuple[int, int], _Flight]:
+        """Start the requests that nobody has started; give the flight of each missing chunk.
+
+        A chunk without one has landed since it was missed, and waits.
+        """
         by_shard: dict[int, set[int]] = {}
         for one in missing:
             by_shard.setdefault(one.shard, set()).add(one.chunk)
         flights: dict[tuple[int, int], _Flight] = {}
         for shard, chunks in by_shard.items():
-            expected = self._expected.get(shard, set()) - chunks
-            if expected:
-                expected -= self._waiting.held(self._key(shard), self._layout)
             started = []
             with self._lock:
+                # Under the lock: what is neither waiting nor flying now was asked for by nobody.
+                held = self._waiting.held(self._key(shard), self._layout)
                 flying = {c: f for c in chunks if (f := self._flights.get((shard, c))) is not None}
                 flights.update({(shard, chunk): flight for chunk, flight in flying.items()})
-                expected = {c for c in expected if (shard, c) not in self._flights}
-                for request in self._requests(shard, chunks - flying.keys(), expected):
+                wanted = chunks - flying.keys() - held
+                asked = self._asked.get(shard, 0)
+                expected = {
+                    chunk
+                    for chunk in self._expected.get(shard, set()) - chunks - held
+                    if not asked >> chunk & 1
+                }
+                for request in self._requests(shard, indexes[shard], wanted, expected):
                     flight = _Flight(request)
                     started.append(flight)
+                    asked |= sum(1 << chunk for chunk in request.places)
                     flights.update({(shard, chunk): flight for chunk in request.places})
                     self._flights.update({(shard, chunk): flight for chunk in request.places})
+                self._asked[shard] = asked
             for flight in started:
                 self._client.pool.submit(self._fly, flight, chunks)
         return flights
 
-    def _requests(self, shard: int, wanted: set[int], expected: set[int]) -> list[_Request]:
+    def _requests(
+        self, shard: int, index: np.ndarray, wanted: set[int], expected: set[int]
+    ) -> list[_Request]:
         """Join chunks that lie close together; what holds nothing that is wanted is left out."""
-        index, n_bytes = self._indexes.get(shard, self._read_index), self._layout.chunk_bytes
-        places = {}
+        n_bytes = self._layout.chunk_bytes
+        places: dict[int, int] = {}
+        if not wanted:
+            return []
         for chunk in wanted | expected:
             start, size = index[chunk].tolist()
             if size == n_bytes + CRC_BYTES:
@@ -267,8 +301,8 @@ class RemoteChunks:
         """Read one chunk by itself, index and all: what came was not what the ledger names."""
         problem = f"Chunk {one.chunk} of shard file {self._file(one.shard)} is damaged or cut off."
         index = self._read_index(one.shard)
-        self._indexes.put(one.shard, index)
-        for request in self._requests(one.shard, {one.chunk}, set()):
+        _INDEXES.drop(self._key(one.shard))
+        for request in self._requests(one.shard, index, {one.chunk}, set()):
             found = self._fetch(request)[one.chunk]
             if found is not None:
                 np.copyto(one.out, found)
@@ -277,3 +311,12 @@ class RemoteChunks:
                     return
                 problem = "It holds other bytes than were committed."
         raise WrongChunkError(one.shard, one.chunk, problem)
+
+
+def _no_index(key: str) -> Future[np.ndarray]:
+    raise AssertionError(f"{key} is kept before it is asked for")
+
+
+_INDEXES: Recent[str, Future[np.ndarray]] = Recent(_MAX_INDEXES)
+"""The indexes of shards that this process read last, by URL, for every epoch's readers."""
+_indexes_lock = threading.Lock()

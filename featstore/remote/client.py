@@ -36,9 +36,9 @@ _UPLOADS = 4
 _SLOWEST = 256 * 1024
 """Bytes a second: an upload may take so much longer than the stated time."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_LASTING = re.compile(
-    r"status code: 4(?!08|29)\d\d|redirect without LOCATION|not supported|dns err"
-)
+_REFUSED = re.compile(r"status code: 40[13]\b")
+_LASTING = re.compile(r"status code: 4(?!08|29)\d\d|redirect without LOCATION|not supported")
+_ANSWER = re.compile(r"status code: (\d+[A-Za-z ]*)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
 _HINTS = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a "
     "public bucket.",
@@ -288,24 +288,29 @@ class Client:
             except known.AlreadyExistsError:
                 raise
             except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
-                text = f"{self.remote.url} does not let this process at {key}. {self._hint()}"
-                raise StorageError(text.rstrip()) from error
+                raise self._refused(key) from error
             except (_Short, known.BaseError, OSError) as error:
                 problem = error
+                if _REFUSED.search(str(error)):
+                    raise self._refused(key) from error
                 if _LASTING.search(str(error)):
-                    raise self._failed(key, error) from error
+                    raise self._failed(key, error, "Check the address") from error
             wait = random.uniform(pause_s / 2, pause_s)
             if time.monotonic() + wait > last_start:
-                raise self._failed(key, problem) from problem
+                tried = f"Tried for up to {self.timeout_s:g} s; check the network"
+                raise self._failed(key, problem, tried) from problem
             time.sleep(wait)
             pause_s = min(2 * pause_s, 5.0)
 
-    def _failed(self, key: str, error: Exception) -> StorageError:
+    def _failed(self, key: str, error: Exception, advice: str) -> StorageError:
         return StorageError(
-            f"{self.remote.url} does not give or take {key} ({_sentence(error)}), tried for up to "
-            f"{self.timeout_s:g} s. What is committed is safe; check the address and the network, "
-            "then run this again."
+            f"{self.remote.url} does not give or take {key.strip('/') or 'its list'} "
+            f"({_sentence(error)}). {advice}, then run this again: what is committed is safe."
         )
+
+    def _refused(self, key: str) -> StorageError:
+        text = f"{self.remote.url} does not let this process at {key.strip('/') or 'its list'}."
+        return StorageError(f"{text} {self._hint()}".rstrip())
 
     def _check_writable(self) -> None:
         if self.remote.is_read_only:
@@ -323,7 +328,10 @@ def _entry(about: Mapping[str, Any]) -> Entry:
 
 
 def _sentence(error: Exception) -> str:
-    """Give the first words of a message that may be pages of debugging output."""
+    """Give the point of a message that may be pages of debugging output."""
+    answer = _ANSWER.search(str(error))
+    if answer is not None:
+        return " ".join(filter(None, [answer[1].strip(), answer[2]]))
     text = " ".join(str(error).split("Debug source")[0].split())
     return text if len(text) <= 240 else f"{text[:240]}..."
 

@@ -23,7 +23,8 @@ def links(page: str) -> tuple[list[str], list[str]]:
     """Give the names of files and of folders that a page links to, of its own folder only."""
     parser = _Links()
     parser.feed(page)
-    files, folders = set(), set()
+    files: set[str] = set()
+    folders: set[str] = set()
     for href in parser.found:
         parts = urlsplit(href)
         name = posixpath.normpath(unquote(parts.path)) if parts.path else "."
