@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
+
+from featstore.remote.location import is_url
+
+
+class StorePath(click.ParamType[Path]):
+    """A folder, or a URL, of which the local mirror is given, up to date."""
+
+    name = "DIR|URL"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """Give the folder."""
+        if not is_url(value):
+            return Path(value)
+        from featstore.store import locate
+
+        return locate(value)
 
 
 class Size(click.ParamType[tuple[int, int]]):

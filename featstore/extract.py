@@ -23,7 +23,7 @@ from featstore.planning import open_readers, select_items
 from featstore.shared_shards import Crew
 from featstore.source_specs import BackboneSpec, ImportSpec, SourceSpec, check_named, specs_of
 from featstore.sources import BackboneSource, ImportSource, Readers, weights_argument
-from featstore.store import STORE_DTYPES, check_target
+from featstore.store import STORE_DTYPES, check_target, locate
 from featstore.types import (
     FeatureReader,
     Progress,
@@ -61,7 +61,7 @@ def extract(
     backbone.
 
     Args:
-        store: Folder of the store, made if it does not exist.
+        store: Folder or URL of the store, made if it does not exist.
         backbone: Name from `featstore backbones`, a timm name with its tag, ``hf-hub:...`` or
             ``local-dir:...``.
         data: Data sets as ``[NAME=]FORMAT:PATH``, or open readers.
@@ -89,7 +89,7 @@ def extract(
     """
     options = options or RunOptions()
     began = time.perf_counter()
-    path = Path(store)
+    path = locate(store)
     check_target(path)
     if is_spread(options):
         check_named(data)

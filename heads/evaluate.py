@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from featstore import open as open_store
 from featstore.errors import InvalidInputError, NotFoundError, invalid
+from featstore.store import locate
 from featstore.types import Label, Progress, ProgressCallback, ignore_progress
 from featstore.views import HFLIP, PLAIN, check_view
 from heads.facts import measured_facts
@@ -252,11 +253,11 @@ def store_of(run: Run, store: str | Path | None) -> Path:
         NotFoundError: The store it was trained from is gone.
     """
     if store is not None:
-        return Path(store)
+        return locate(store)
     around = run.path.parent.parent
     if run.path.parent.name == "runs" and (around / "feature_sets").is_dir():
         return around
-    recorded = Path(run.record["store"])
+    recorded = locate(run.record["store"])
     if not recorded.is_dir():
         raise NotFoundError(
             f"The store of {run.run_id}, {recorded}, is not there. Name it with --store DIR."
