@@ -167,7 +167,6 @@ def ask_in_child(question: str, path: Path) -> Answer:
 
 def make_in_child(path: Path, n_rows: int, shard_rows: int) -> None:
     """Make the store in a process of its own: children begin with the memory of their parent."""
-
     process = get_context("spawn").Process(
         target=make_metadata, args=(path, n_rows, shard_rows), kwargs={"n_held_back": N_NEW}
     )
