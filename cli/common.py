@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
+from cli.params import StorePath
 from featstore.errors import FeatstoreError
 
 FAILED, USAGE, LEFT_OUT, INTERRUPTED = 1, 2, 3, 130
@@ -83,13 +84,13 @@ def store_option(function: F) -> F:
     return click.option(
         "--store",
         "store_path",
-        type=click.Path(path_type=Path),
+        type=StorePath(),
         envvar="FEATSTORE",
         default=Path("features.zarr"),
         show_default=True,
         show_envvar=True,
-        metavar="DIR",
-        help="The store.",
+        metavar="DIR|URL",
+        help="The store: a folder, or a URL such as s3://bucket/features.zarr.",
     )(function)
 
 

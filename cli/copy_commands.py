@@ -16,7 +16,7 @@ from cli.common import (
     resumable,
     say,
 )
-from cli.params import Names
+from cli.params import Names, StorePath
 from cli.progress import ProgressLine
 from cli.tables import count, size
 
@@ -30,8 +30,8 @@ no_runs_option = click.option(
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("target", type=click.Path(path_type=Path), metavar="DST")
+@click.argument("source", type=StorePath(), metavar="SRC")
+@click.argument("target", type=StorePath(), metavar="DST")
 @click.option(
     "--where", default=None, metavar="EXPR", help="Copy these rows: an expression over `samples`."
 )
@@ -78,9 +78,7 @@ def copy(
 
 
 @click.command()
-@click.argument(
-    "stores", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SRC... DST"
-)
+@click.argument("stores", nargs=-1, required=True, type=StorePath(), metavar="SRC... DST")
 @no_runs_option
 @json_option
 def merge(stores: tuple[Path, ...], runs: bool, as_json: bool) -> None:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
+
+from featstore.remote.location import is_url
+
+
+class StorePath(click.ParamType[Path]):
+    """A folder, or a URL, of which the local mirror is given, up to date."""
+
+    name = "DIR|URL"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """Give the folder."""
+        if not is_url(value):
+            return Path(value)
+        from featstore.store import locate
+
+        return locate(value)
 
 
 class Size(click.ParamType[tuple[int, int]]):
@@ -50,6 +67,21 @@ class Seconds(click.ParamType[float]):
         if match is None:
             self.fail(f"{value!r} is no time. Give it as 3600, 90s, 15m, 1h or 2d.", param, ctx)
         return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+class Part(click.ParamType[tuple[int, int]]):
+    """``I/N``: the I-th of N parts, counted from 1."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Give (I, N)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)/(\d+)", value)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is no part. Give it as 1/4, 2/4, ... 4/4.", param, ctx)
+        return int(match[1]), int(match[2])
 
 
 class Counts(click.ParamType[tuple[int, ...]]):

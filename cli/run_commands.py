@@ -56,6 +56,12 @@ run_argument = click.argument("run", metavar="RUN")
     "[default: those it learned from]",
 )
 @click.option(
+    "--view",
+    default=None,
+    metavar="VIEW",
+    help="Measure in this stored view, such as jitter:0:0, worse boxes. [default: plain]",
+)
+@click.option(
     "--tta",
     type=click.Choice(["hflip"]),
     default=None,
@@ -98,6 +104,7 @@ def evaluate(
         heads evaluate @last --against ridge
         heads evaluate @last --feature-set dinov2_b@480x640
         heads evaluate @last --tta hflip
+        heads evaluate @last --view jitter:0:0
         heads evaluate @last --split all --token fox.safetensors
         heads evaluate @last --split all --token mean --identity fox
     """
@@ -113,7 +120,8 @@ def evaluate(
         whom = f" of {report.identity}" if report.identity else ""
         token = "" if report.token == "own" else f", token {report.token}"
         averaged = f", averaged over {report.tta}" if report.tta else ""
-        images = f"{count(report.images, 'image')}{whom} of {report.split}{token}{averaged}"
+        view = "" if report.view == "plain" else f", view {report.view}"
+        images = f"{count(report.images, 'image')}{whom} of {report.split}{token}{view}{averaged}"
         click.echo(f"{answers}{report.run_id}, {images}\n")
         click.echo(metrics(report.metrics, report.intervals))
         click.echo(report.note)
@@ -126,7 +134,7 @@ def _measure(run: str, baseline: str | None, options: dict[str, Any]) -> Evaluat
         from heads.evaluate import evaluate as measure
 
         return measure(run, **{name: v for name, v in options.items() if v is not None})
-    for name in ("queries", "feature_set", "tta", "token", "identity"):
+    for name in ("queries", "feature_set", "view", "tta", "token", "identity"):
         if options.pop(name) is not None:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} asks a head; leave it out with --against."

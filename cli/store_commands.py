@@ -10,6 +10,7 @@ import click
 
 from cli.common import json_option, print_json, store_option
 from cli.tables import count, facts, size, table
+from featstore.remote.location import find_mirror, shown
 
 _DATASETS = """
 select
@@ -97,14 +98,16 @@ def _store_facts(store_path: Path) -> dict[str, Any]:
     datasets = query(store_path, _DATASETS).to_pylist()
     n_runs = query(store_path, "select count(*) as n from runs")["n"][0].as_py()
     about = read_attributes(store_path)
+    feature_sets = _feature_sets(store_path)
     return {
-        "store": str(store_path),
+        "store": shown(store_path),
         "format": about["format"],
         "library": about["library"],
         "runs": n_runs,
-        "bytes": _bytes_below(store_path),
+        "bytes": _bytes_below(store_path)
+        + sum(_bytes_behind(store_path, each) for each in feature_sets),
         "datasets": datasets,
-        "feature_sets": _feature_sets(store_path),
+        "feature_sets": feature_sets,
     }
 
 
@@ -124,6 +127,7 @@ def _feature_sets(store_path: Path) -> list[dict[str, Any]]:
         entry["taps"].sort(key=_tap_order)
         entry["rows"] = max((tap["n_rows"] for tap in entry["taps"]), default=0)
         entry["bytes"] = _bytes_below(store_path / "feature_sets" / key)
+        entry["bytes"] += _bytes_behind(store_path, entry)
         tail = find_tail(FeatureSetFolder(store_path / "feature_sets" / key))
         entry["tail"] = 0 if tail is None else tail.n_blocks
     return list(found.values())
@@ -192,6 +196,19 @@ def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in found["provenance"].items():
         shown[f"provenance.{name}"] = value
     return shown
+
+
+def _bytes_behind(store_path: Path, entry: Mapping[str, Any]) -> int:
+    """Count the bytes of a feature set's rows where they lie behind a URL, and not here."""
+    from featstore.store import FeatureSetFolder
+
+    if find_mirror(store_path) is None:
+        return 0
+    folder = FeatureSetFolder(store_path / "feature_sets" / entry["feature_set"])
+    itemsize = folder.store_dtype.itemsize
+    return sum(
+        tap["n_rows"] * folder.taps[tap["tap"]].bytes_per_row(itemsize) for tap in entry["taps"]
+    )
 
 
 def _bytes_below(path: Path) -> int:

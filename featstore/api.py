@@ -20,6 +20,7 @@ from featstore.store import (
     FeatureSetFolder,
     StoreFolder,
     create_folder,
+    locate,
     open_folder,
     placement_from_row,
 )
@@ -239,14 +240,15 @@ def create(path: str | Path) -> Store:
         InvalidInputError: Something lies at `path` already.
         StorageError: The disk refused.
     """
-    return Store(create_folder(Path(path), library=__version__))
+    return Store(create_folder(locate(path), library=__version__))
 
 
 def open(path: str | Path = "features.zarr") -> Store:  # noqa: A001
-    """Open a store.
+    """Open a store: a folder, or a URL (``s3://``, ``gs://``, ``az://``, ``https://``, ``file://``).
 
     Raises:
         NotFoundError: There is no store at `path`.
         FormatError: It is damaged, or of a format newer than this version reads.
+        StorageError: The store behind a URL does not answer within the stated time.
     """
-    return Store(open_folder(Path(path)))
+    return Store(open_folder(locate(path)))

@@ -9,7 +9,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from featstore.files import fsync_path, storage_errors, write_bytes
+from featstore.files import write_bytes
+from featstore.remote.location import find_mirror
 from featstore.store import FeatureSetFolder, write_attributes
 from featstore.types import TapShape
 
@@ -55,29 +56,35 @@ def _create(folder: FeatureSetFolder, path: Path, shape: TapShape, array: str, n
         codecs=[BytesCodec(), Crc32cCodec()],
         index_codecs=[BytesCodec(), Crc32cCodec()],
     )
-    with storage_errors(path):
-        zarr.create_array(
-            store=zarr.storage.LocalStore(path),
-            shape=(n_rows, *item),
-            chunks=(shard_rows, *item),
-            dtype=folder.store_dtype,
-            fill_value=BFLOAT16_NAN if is_bfloat16 else float("nan"),
-            serializer=codec,
-            compressors=None,
-            filters=None,
-            # Unique names, so that xarray opens a whole feature set without a clash of sizes.
-            dimension_names=["row", *(f"{scope}_{axis}" for axis in _AXES[array])],
-            attributes={"featstore_dtype": "bfloat16"} if is_bfloat16 else {},
-        )
-        fsync_path(path / "zarr.json")
-        fsync_path(path)
+    made: dict[str, Any] = {}
+    zarr.create_array(
+        store=zarr.storage.MemoryStore(made),
+        shape=(n_rows, *item),
+        chunks=(shard_rows, *item),
+        dtype=folder.store_dtype,
+        fill_value=BFLOAT16_NAN if is_bfloat16 else float("nan"),
+        serializer=codec,
+        compressors=None,
+        filters=None,
+        # Unique names, so that xarray opens a whole feature set without a clash of sizes.
+        dimension_names=["row", *(f"{scope}_{axis}" for axis in _AXES[array])],
+        attributes={"featstore_dtype": "bfloat16"} if is_bfloat16 else {},
+    )
+    write_bytes(path / "zarr.json", made["zarr.json"].to_bytes())
 
 
 def open_array(folder: FeatureSetFolder, tap: str, array: str) -> Any:
     """Open one array for reading with zarr."""
     import zarr
 
-    return zarr.open_array(zarr.storage.LocalStore(folder.array_path(tap, array)), mode="r")
+    path = folder.array_path(tap, array)
+    mirror = find_mirror(path)
+    if mirror is None:
+        return zarr.open_array(zarr.storage.LocalStore(path), mode="r")
+    from featstore.remote.client import client_of
+
+    store = client_of(mirror.remote).store_below(mirror.key(path))
+    return zarr.open_array(zarr.storage.ObjectStore(store, read_only=True), mode="r")
 
 
 def chunk_crc32c(block: np.ndarray) -> int:

@@ -23,7 +23,8 @@ from featstore.store import (
     placement_columns,
 )
 from featstore.tombstones import rows_out_of_force
-from featstore.views import HFLIP, PLAIN, region_of
+from featstore.types import Box
+from featstore.views import HFLIP, PLAIN, is_jitter, jittered, region_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,10 +151,19 @@ def _placement(
 ) -> tuple[Any, ...]:
     placement = place(
         source_hw=source_hw,
-        crop=region_of(view, drawn_from, clip_box(parse_crop(crop), source_hw)),
+        crop=_region(view, drawn_from, crop, source_hw),
         input_hw=framing.input_hw,
         resize=framing.resize,
         view=view,
     )
     columns = placement_columns(placement)
     return tuple(columns[name] for name in ASSIGNMENT_SCHEMA.names if name in columns)
+
+
+def _region(view: str, key: str, crop: str, source_hw: tuple[int, int]) -> Box:
+    """Give the part of the image that a row shows; a jittered one may hang over."""
+    box = parse_crop(crop)
+    if is_jitter(view):
+        assert box is not None, "`planning.select_items` refuses items without a crop"
+        return jittered(view, key, box, source_hw)
+    return region_of(view, key, clip_box(box, source_hw))

@@ -20,6 +20,7 @@ from featstore.files import PARTIAL, read_parquet
 from featstore.findings import Findings, VerifyReport
 from featstore.hashing import image_key
 from featstore.labels import THUMBNAIL
+from featstore.remote.location import shown
 from featstore.shard_check import KEYS, check_shard
 from featstore.shards import ShardLayout, find_layout
 from featstore.store import FeatureSetFolder, StoreFolder
@@ -38,7 +39,7 @@ _WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 def check_store(store: StoreFolder, progress: ProgressCallback) -> VerifyReport:
     """Check all of a store."""
-    findings = Findings(store=store, report=VerifyReport(store=str(store.path)))
+    findings = Findings(store=store, report=VerifyReport(store=shown(store.path)))
     for kind in ("items", "labels"):
         for path in sorted((store.path / kind).glob("*/*")):
             _check_data_set_file(findings, kind, path)

@@ -48,10 +48,11 @@ class Holder:
 class Claim:
     """One shard of a feature set, held until it is released or lost."""
 
-    def __init__(self, claims: Claims, shard: int, holder: Holder) -> None:
+    def __init__(self, claims: Claims, shard: int, holder: Holder, *, is_taken_over: bool) -> None:
         self.shard = shard
         self.nonce = holder.nonce
         self.deaths = holder.deaths
+        self.is_taken_over = is_taken_over  # from a dead process, which may have left files
         self._claims = claims
 
     @contextlib.contextmanager
@@ -139,7 +140,7 @@ class Claims:
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
             self._thread.start()
-        return Claim(self, shard, holder)
+        return Claim(self, shard, holder, is_taken_over=found is not None)
 
     def wait_for(self, shard: int, *, timeout_s: float) -> Claim:
         """Claim a shard, once whoever holds it is done.

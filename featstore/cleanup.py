@@ -31,6 +31,7 @@ from featstore.feature_sets import find_feature_set
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
 from featstore.latency import latency_path
 from featstore.occupancy import files_to_free, occupied
+from featstore.remote.location import refuse_remote
 from featstore.store import FeatureSetFolder, StoreFolder, open_folder
 from featstore.tombstones import read_tombstones
 from featstore.types import TapShape
@@ -87,6 +88,7 @@ def gc(
     if not grace_s >= 0:
         raise invalid("grace_s", grace_s, "0 or more seconds")
     store = open_folder(Path(store_path))
+    refuse_remote(store.path, "gc")
     sweep = _Sweep(store, dry_run=dry_run)
     for path in _folders(store.path / "feature_sets"):
         sweep.feature_set(path, grace_s)
@@ -298,6 +300,7 @@ def remove_feature_set(store_path: str | Path, name: str, *, dry_run: bool = Fal
         StorageError: The disk refused.
     """
     store = open_folder(Path(store_path))
+    refuse_remote(store.path, "Removing a feature set")
     folder = find_feature_set(store, name)
     report = CleanReport(store=str(store.path))
     purpose = f"removing feature set {folder.key}"

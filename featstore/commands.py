@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from featstore.items import read_dataset
 from featstore.lines import read_columns
+from featstore.remote.location import shown
 from featstore.store import FeatureSetFolder, StoreFolder
 
 
@@ -28,7 +29,7 @@ def extract_command(
         views: Views to add.
     """
     store = StoreFolder(folder.path.parents[1])
-    words = ["featstore", "extract", "--store", str(store.path)]
+    words = ["featstore", "extract", "--store", shown(store.path)]
     words += ["--backbone", str(folder.attributes["backbone"].get("name", "NAME"))]
     for dataset in sorted(read_columns(folder, ["row", "dataset"])["dataset"].unique().to_pylist()):
         words += ["--data", f"{dataset}={read_dataset(store, dataset)['spec']}"]

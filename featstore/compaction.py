@@ -31,9 +31,10 @@ from featstore.occupancy import (
     removed_bytes,
     stored_rows,
 )
+from featstore.remote.location import refuse_remote
 from featstore.removal import LOCK_WAIT_S, chosen_feature_sets
 from featstore.shards import find_layout
-from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, open_folder
+from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, locate, open_folder
 from featstore.tombstones import (
     NOWHERE,
     Move,
@@ -93,7 +94,8 @@ def compact(
     """
     if not 0 < min_removed <= 1:
         raise invalid("min_removed", min_removed, "a part of a shard, above 0 to 1")
-    store = open_folder(Path(store_path))
+    store = open_folder(locate(store_path))
+    refuse_remote(store.path, "Compaction")
     report = CompactReport(store=str(store.path))
     for folder in chosen_feature_sets(store, feature_set):
         purpose = f"compacting feature set {folder.key}"

@@ -21,6 +21,7 @@ from featstore.files import exclusive, remove_partials
 from featstore.items import copy_items
 from featstore.joining import Holding, Wanted, check_join, join, read_holding
 from featstore.labels import copy_labels
+from featstore.remote.location import shown
 from featstore.removal import chosen_feature_sets
 from featstore.run_copy import copy_runs
 from featstore.store import (
@@ -28,6 +29,7 @@ from featstore.store import (
     check_target,
     ensure_folder,
     is_store,
+    locate,
     open_folder,
 )
 from featstore.types import Progress, ProgressCallback, ignore_progress
@@ -109,9 +111,9 @@ def copy_store(
         ConflictError: Another process is writing the target.
         StorageError: The disk refused; the same call goes on where it stopped.
     """
-    store = open_folder(Path(source))
+    store = open_folder(locate(source))
     portion = _portion(store, where, taps, feature_set, runs)
-    return _join_all([portion], Path(target), progress)
+    return _join_all([portion], locate(target), progress)
 
 
 def merge_stores(
@@ -138,7 +140,7 @@ def merge_stores(
     """
     if not sources:
         raise invalid("sources", list(sources), "one or more stores")
-    return _join_all([_whole(Path(one), runs) for one in sources], Path(target), progress)
+    return _join_all([_whole(locate(one), runs) for one in sources], locate(target), progress)
 
 
 def _whole(path: Path, runs: bool) -> _Portion:
@@ -179,7 +181,7 @@ def _portion(
             lines += found.to_pylist()
     if not rows:
         chosen = "No stored row" if where is None else f"No stored row with {where}"
-        raise NotFoundError(f"{chosen} in {store.path}. See `featstore ls`.")
+        raise NotFoundError(f"{chosen} in {shown(store.path)}. See `featstore ls`.")
     return _Portion(
         store=store,
         rows=rows,
@@ -204,7 +206,7 @@ def _join_all(portions: Sequence[_Portion], path: Path, progress: ProgressCallba
     """Compare everything, then bring one portion after the other."""
     for portion in portions:
         if path.resolve() == portion.store.path.resolve():
-            raise InvalidInputError(f"{path} is a source and the target. Name another target.")
+            raise InvalidInputError(f"{shown(path)} is a source and the target. Name another target.")
     check_target(path)
     held = read_holding(open_folder(path)) if is_store(path) else Holding()
     for portion in portions:
@@ -214,7 +216,7 @@ def _join_all(portions: Sequence[_Portion], path: Path, progress: ProgressCallba
         check_join(held, theirs)
         join(held, theirs)
     target = ensure_folder(path, library=__version__)
-    report = CopyReport(sources=[str(one.store.path) for one in portions], target=str(path))
+    report = CopyReport(sources=[shown(one.store.path) for one in portions], target=shown(path))
     for portion in portions:
         _bring(portion, target, report, progress)
     index.refresh(target.path)

@@ -21,6 +21,7 @@ from featstore.labels import store_labels
 from featstore.latency import Latency
 from featstore.plan import RunOptions
 from featstore.planning import Work, bad_rows, decodes, plan_work
+from featstore.remote.location import shown
 from featstore.shard_job import Pace, Source
 from featstore.shared_shards import Crew, Outcome, SerialCrew, ShardTask
 from featstore.store import FeatureSetFolder, StoreFolder, ensure_folder
@@ -256,7 +257,7 @@ class Extraction:
         tail = find_tail(folder)
         per_row = sum(folder.taps[tap].bytes_per_row(folder.store_dtype.itemsize) for tap in taps)
         return ExtractReport(
-            store=str(self.path),
+            store=shown(self.path),
             feature_set=folder.key,
             name=folder.attributes["name"],
             backbone=str(folder.attributes["backbone"].get("name", "")),

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from featstore.errors import ConflictError, FormatError, NotFoundError, StorageError
+from featstore.remote.location import find_mirror
 
 PARTIAL = ".partial"
 """Ending of a file that is still being written; any such file is waste after a crash."""
@@ -51,8 +52,11 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a whole file atomically and durably, making its folder first."""
-    with storage_errors(path):
+    """Write a whole file atomically and durably, making its folder first.
+
+    In the mirror of a store behind a URL it is written to that store before.
+    """
+    with storage_errors(path), _sent_first(path, data):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = partial_path(path, secrets.token_hex(8))
         try:
@@ -65,6 +69,18 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
             raise
         fsync_path(path.parent)
+
+
+@contextlib.contextmanager
+def _sent_first(path: Path, data: bytes | memoryview) -> Iterator[None]:
+    mirror = find_mirror(path)
+    if mirror is None or not mirror.is_mirrored(path):
+        yield
+        return
+    from featstore.remote.writing import sent_first
+
+    with sent_first(mirror, path, data):
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,7 +27,7 @@ from featstore.shared_shards import ShardTask
 from featstore.store import FeatureSetFolder
 from featstore.taps import missing_taps
 from featstore.types import Item, Reader
-from featstore.views import HFLIP
+from featstore.views import HFLIP, is_jitter
 
 
 def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, list[Item]]:
@@ -36,8 +36,8 @@ def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, li
     A limit draws a seeded random part, so that every split has its share.
 
     Raises:
-        InvalidInputError: Nothing is left, a split exists nowhere, or mirror images are asked for
-            of keypoints that nobody can mirror.
+        InvalidInputError: Nothing is left, a split exists nowhere, mirror images are asked for
+            of keypoints that nobody can mirror, or jittered boxes of items without a box.
     """
     _check_mirrors(readers, options.views)
     selected: dict[str, list[Item]] = {}
@@ -50,6 +50,7 @@ def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, li
             items = [item for item in items if wanted & set(item.splits)]
         selected[reader.name] = items
     _check_splits(options, seen, selected)
+    _check_boxes(selected, options.views)
     return _limited(selected, options)
 
 
@@ -62,6 +63,18 @@ def _check_mirrors(readers: Sequence[Reader], views: Sequence[str]) -> None:
                 f"The keypoints of {reader.name!r} must be named left and right, as in left_eye "
                 f"and right_eye, for a mirror image exchanges them. Got "
                 f"{', '.join(skeleton.names)}; leave out --views hflip, or rename them."
+            )
+
+
+def _check_boxes(selected: Mapping[str, Sequence[Item]], views: Sequence[str]) -> None:
+    """Refuse jittered boxes of items that show a whole image: there is no box to move."""
+    jitters = [view for view in views if is_jitter(view)]
+    for name, items in selected.items() if jitters else ():
+        whole = next((item.path for item in items if item.crop is None), None)
+        if whole is not None:
+            raise InvalidInputError(
+                f"{jitters[0]} moves the crop around a box, and items of {name!r} show the whole "
+                f"image, such as {whole}. Leave out --views jitter, or use crops:N, parts of it."
             )
 
 

@@ -46,6 +46,8 @@ class _Work(Generic[T]):
                 result = error
             with self.changed:
                 self.ready[number] = result
+                if result is not slot:  # the consumer gets no further
+                    self.following = self.n_pieces
                 self.changed.notify_all()
 
     def _asked(self) -> bool:

@@ -14,7 +14,8 @@ from featstore.errors import NotFoundError
 from featstore.feature_sets import find_feature_set
 from featstore.files import exclusive
 from featstore.occupancy import removed_bytes
-from featstore.store import FeatureSetFolder, StoreFolder, open_folder
+from featstore.remote.location import shown
+from featstore.store import FeatureSetFolder, StoreFolder, locate, open_folder
 from featstore.tombstones import read_tombstones, write_tombstones
 
 LOCK_WAIT_S = 60.0
@@ -100,8 +101,8 @@ def remove_rows(
         ConflictError: Another process is writing a feature set.
         StorageError: The disk refused.
     """
-    store = open_folder(Path(store_path))
-    report = RemovalReport(store=str(store.path), where=where)
+    store = open_folder(locate(store_path))
+    report = RemovalReport(store=shown(store.path), where=where)
     for folder in chosen_feature_sets(store, feature_set):
         index.sample_rows(store.path, where, folder.key)  # refuses what is no condition
         if dry_run:
@@ -117,7 +118,7 @@ def remove_rows(
             _count(folder, rows, report)
     if not report.rows:
         raise NotFoundError(
-            f"No stored row with {where} in {store.path}. Look with `featstore sql`: "
+            f"No stored row with {where} in {shown(store.path)}. Look with `featstore sql`: "
             '"select * from samples limit 5".'
         )
     if not dry_run:

@@ -11,6 +11,7 @@ import resource
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from featstore.arrays import open_array
 from featstore.codecs import decode
 from featstore.errors import FormatError, NotFoundError, not_found
 from featstore.ledgers import NO_CRC, LedgerShard, check_stored, ledgers_of, listed, not_there
+from featstore.remote.chunks import RemoteChunks, Wanted, WrongChunkError, open_remote
 from featstore.shards import (
     REPAIR,
     Recent,
@@ -32,6 +34,7 @@ from featstore.store import FeatureSetFolder
 
 MAX_POOLED_BYTES = 32 * 2**20
 """Kept of a pooled tap's chunks by one reader, so that a chunk is not checked again a row."""
+_REMOTE_BYTES = 64 * 2**20  # asked of an object store at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +85,10 @@ class RowReader:
         self._ledgers = ledgers_of(folder)
         self._tombstones = self._ledgers.tombstones()
         self._layout = find_layout(folder, self.source.tap, self.source.array)
+        self._remote: RemoteChunks | None = None
+        if self._layout is not None:
+            file_of = partial(folder.shard_file, self.source.tap, self.source.array)
+            self._remote = open_remote(folder.path, self._layout, file_of, n_readers=n_readers)
         self._zarr_lock = threading.Lock()
         self._zarr_array: Any = None
         self._is_cold = True  # a first look costs little where everything is in memory
@@ -117,6 +124,17 @@ class RowReader:
         start = -memory.ctypes.data % mmap.PAGESIZE
         return memory[start : start + n_bytes].view(self.dtype).reshape(shape)
 
+    @property
+    def n_expected(self) -> int:
+        """How many rows ahead it helps to know; none where shards lie on this machine."""
+        return 0 if self._remote is None else self._remote.n_expected
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Name the rows that are read next, so that they may come with those before them."""
+        if self._remote is not None and self.source.array != "pooled":
+            shards, slots = np.divmod(rows, self._folder.layout.shard_rows)
+            self._remote.expect(zip(shards.tolist(), slots.tolist(), strict=True))
+
     def check(self, rows: np.ndarray) -> None:
         """Refuse rows that the ledger does not have, or that were removed.
 
@@ -141,10 +159,32 @@ class RowReader:
         Raises:
             FormatError: Stored bytes are damaged or not those that the ledger names.
         """
-        read_row = self._row_function()
         shards, slots = np.divmod(self._tombstones.current(rows), self._folder.layout.shard_rows)
-        flat = out if self.is_decoded else out.view(np.uint8).reshape(len(out), self._row_bytes)
         places = list(zip(shards.tolist(), slots.tolist(), strict=True))
+        if self._remote is None:
+            self._read_places(places, out, is_stopped)
+            return
+        # Pieces, so that many rows do not come into memory at once.
+        is_pooled = self.source.array == "pooled"
+        step = self._blocks.limit if is_pooled else max(1, _REMOTE_BYTES // self._row_bytes)
+        for start in range(0, len(places), step):
+            piece, target = places[start : start + step], out[start : start + step]
+            if is_stopped is not None and is_stopped():
+                return
+            if is_pooled:
+                self._load_blocks(self._remote, {shard for shard, _ in piece})
+                self._read_places(piece, target, is_stopped)
+            else:
+                self._read_remote(self._remote, piece, target)
+
+    def _read_places(
+        self,
+        places: Sequence[tuple[int, int]],
+        out: np.ndarray,
+        is_stopped: Callable[[], bool] | None,
+    ) -> None:
+        read_row = self._row_function()
+        flat = out if self.is_decoded else out.view(np.uint8).reshape(len(out), self._row_bytes)
         blocks = _blocks_from_disk()
         self._start_disk(places)
         scratch = np.empty(self._row_bytes, np.uint8)
@@ -158,6 +198,25 @@ class RowReader:
             else:
                 self._read_wherever(read_row, shard, slot, flat[place])
         self._is_cold = _blocks_from_disk() > blocks
+
+    def _read_remote(
+        self, remote: RemoteChunks, places: Sequence[tuple[int, int]], out: np.ndarray
+    ) -> None:
+        """Read chunks of a row each from an object store, all of them at once."""
+        stored = out if not self.is_decoded else np.empty(out.shape, self._folder.store_dtype)
+        flat = stored.view(np.uint8).reshape(len(stored), self._row_bytes)
+        ledgers = {shard: self._ledgers.shard(self.source.tap, shard) for shard, _ in places}
+        wanted = [
+            Wanted(shard, slot, self._committed(shard, slot, ledgers[shard]), flat[place])
+            for place, (shard, slot) in enumerate(places)
+        ]
+        try:
+            remote.read(wanted)
+        except WrongChunkError as error:
+            raise self._damaged(error.shard, [error.chunk], str(error)) from error
+        if self.is_decoded:
+            for place in range(len(places)):
+                decode(stored[place], self._folder.dtype, out=out[place])
 
     def _start_disk(self, places: Sequence[tuple[int, int]]) -> None:
         """Ask for all chunks at once where the rows before these came from the disk."""
@@ -228,6 +287,9 @@ class RowReader:
 
     def _pooled_block(self, shard: int) -> tuple[np.ndarray, LedgerShard]:
         """Read the chunk that the rows of a shard share: uint8 (shard_rows, row_bytes)."""
+        if self._remote is not None:
+            self._load_blocks(self._remote, {shard})
+            return self._blocks.get(shard, self._pooled_block)
         layout, ledger = self._folder.layout, self._ledgers.shard(self.source.tap, shard)
         slots = [slot for slot, reason in enumerate(ledger.reasons) if reason is None]
         if self._layout is None:
@@ -245,6 +307,25 @@ class RowReader:
         if (ledger.crcs["pooled"][slots] != found).any():
             raise self._damaged(shard, slots, "It holds other bytes than were committed.")
         return block.reshape(layout.shard_rows, -1), ledger
+
+    def _load_blocks(self, remote: RemoteChunks, shards: set[int]) -> None:
+        """Read the chunks that the rows of some shards share from an object store, all at once."""
+        wanted = []
+        for shard in shards:
+            if shard not in self._blocks:
+                ledger = self._ledgers.shard(self.source.tap, shard)
+                crcs = set(ledger.crcs["pooled"][ledger.is_stored].tolist())
+                if len(crcs) != 1:
+                    raise self._damaged(shard, [0], "Its ledger names several checksums, or none.")
+                block = np.empty(self._row_bytes * self._folder.layout.shard_rows, np.uint8)
+                wanted.append(Wanted(shard, 0, crcs.pop(), block))
+        try:
+            remote.read(wanted)
+        except WrongChunkError as error:
+            raise self._damaged(error.shard, [0], str(error)) from error
+        for one in wanted:
+            rows = one.out.reshape(self._folder.layout.shard_rows, -1)
+            self._blocks.put(one.shard, (rows, self._ledgers.shard(self.source.tap, one.shard)))
 
     def _committed(self, shard: int, slot: int, ledger: LedgerShard) -> int:
         """Give the checksum that the ledger has for a row; that row must be stored."""

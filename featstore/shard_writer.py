@@ -17,6 +17,8 @@ import numpy as np
 
 from featstore.arrays import BFLOAT16_NAN, chunk_crc32c
 from featstore.files import fsync_path, partial_path, storage_errors
+from featstore.remote.location import find_mirror
+from featstore.remote.writing import move_shard, remove_shard
 from featstore.shards import ABSENT, CRC_BYTES
 from featstore.store import FeatureSetFolder
 
@@ -75,7 +77,8 @@ class ShardFileWriter:
     def publish(self, root: Path) -> None:
         """Give the finished file its name.
 
-        A shard without chunks has no file: one that lay there is removed.
+        A shard without chunks has no file: one that lay there is removed. In the mirror of a store
+        behind a URL the file moves to that store.
 
         Args:
             root: Folder of the array; the folders below it are forced to the disk too.
@@ -83,9 +86,15 @@ class ShardFileWriter:
         Raises:
             StorageError: The disk refused.
         """
+        mirror = find_mirror(self._path)
         with storage_errors(self._path):
             if self._file is None:
                 self._path.unlink(missing_ok=True)
+                if mirror is not None:
+                    remove_shard(mirror, self._path)
+                return
+            if mirror is not None:
+                move_shard(mirror, self._partial, self._path)
                 return
             self._partial.replace(self._path)
             for parent in self._path.relative_to(root).parents:

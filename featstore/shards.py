@@ -329,6 +329,10 @@ class Recent(Generic[K, V]):
         self.put(key, made)
         return made
 
+    def __contains__(self, key: K) -> bool:
+        with self._lock:
+            return key in self._values
+
     def put(self, key: K, value: V) -> None:
         """Keep a value as the one used last."""
         with self._lock:
@@ -336,6 +340,11 @@ class Recent(Generic[K, V]):
             self._values.move_to_end(key)
             while len(self._values) > self.limit:
                 self._values.popitem(last=False)
+
+    def drop(self, key: K) -> None:
+        """Forget one value, if it is kept."""
+        with self._lock:
+            self._values.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from featstore.claims import Claims, holder_of
+from featstore.files import PARTIAL
 from featstore.ledger import read_ledger
 from featstore.shard_job import Pace, ShardJob, ShardResult, Source, run_jobs
 from featstore.store import FeatureSetFolder, StoreFolder
@@ -99,6 +100,8 @@ def claim_task(
         if claim is None:
             return None
         lacking = lacking_taps(folder, task)  # nobody else commits it from here on
+        if claim.is_taken_over:
+            _sweep_shard(folder, task.shard)
         if lacking:
             return ShardJob(
                 folder=folder,
@@ -112,29 +115,21 @@ def claim_task(
     return Outcome(task=task, is_ours=False, rejected=rejections(folder, task.shard, task.taps))
 
 
+def _sweep_shard(folder: FeatureSetFolder, shard: int) -> None:
+    """Delete what a dead process left of a shard that is claimed, and not yet begun, here."""
+    for tap, shape in folder.taps.items():
+        files = [folder.shard_file(tap, array, shard) for array in shape.arrays]
+        for file in [*files, folder.ledger_path(tap, shard)]:
+            for leftover in file.parent.glob(f"{file.name}.*{PARTIAL}"):
+                leftover.unlink(missing_ok=True)
+
+
 def outcome_of(folder: FeatureSetFolder, task: ShardTask, result: ShardResult) -> Outcome:
     """Give the outcome of a task that is committed; others may have done some of its taps."""
     others = [tap for tap in task.taps if tap not in result.job.taps]
     return Outcome(
         task=task, rejected={**rejections(folder, task.shard, others), **result.rejected}
     )
-
-
-def do_one(
-    folder: FeatureSetFolder,
-    task: ShardTask,
-    claims: Claims,
-    source: Source,
-    *,
-    pace: Pace,
-    on_rows: Callable[[int], None],
-) -> Outcome | None:
-    """Do one task; None where another process has, or took, the shard."""
-    found = claim_task(folder, task, claims)
-    if not isinstance(found, ShardJob):
-        return found
-    [result] = run_jobs([found], source, pace=pace, on_batch=on_rows)
-    return None if result.is_lost else outcome_of(folder, task, result)
 
 
 class SerialCrew:

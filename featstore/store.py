@@ -20,6 +20,7 @@ from featstore.errors import FormatError, InvalidInputError, NotFoundError, inva
 from featstore.files import PARTIAL, exclusive, read_parquet, write_json
 from featstore.layout import Layout
 from featstore.plan import FORMAT_VERSION, ExtractPlan
+from featstore.remote.location import REMOTE_FILE, find_mirror, is_url, shown
 from featstore.taps import tap_folder
 from featstore.types import Box, Placement, TapShape
 
@@ -266,6 +267,20 @@ def _checked_dataset(name: str) -> str:
     return name
 
 
+def locate(store: str | Path) -> Path:
+    """Turn what names a store into a folder: a URL's mirror, brought up to date, else the path.
+
+    Raises:
+        InvalidInputError: The URL is none, or no store lies there but something else.
+        StorageError: The store behind it refuses, or does not answer within the stated time.
+    """
+    if not is_url(store):
+        return Path(store)
+    from featstore.remote.mirror import open_mirror  # obstore only where it is needed
+
+    return open_mirror(store)
+
+
 def create_folder(path: Path, *, library: str) -> StoreFolder:
     """Make a new, empty store at `path`, which must not exist or must be an empty folder.
 
@@ -314,6 +329,11 @@ def check_target(path: Path) -> None:
         InvalidInputError: Something else is there.
         FormatError: A damaged store or one of a newer format is there.
     """
+    mirror = find_mirror(path)
+    if mirror is not None and mirror.remote.is_read_only:
+        raise InvalidInputError(
+            f"{mirror.remote.url} can only be read. Write to s3://, gs://, az:// or file://."
+        )
     if (path / "zarr.json").exists():
         open_folder(path)
     elif path.exists() and (not path.is_dir() or _holds_files(path)):
@@ -323,8 +343,9 @@ def check_target(path: Path) -> None:
 
 
 def _holds_files(path: Path) -> bool:
-    """Tell whether a folder holds anything but a lock and what a killed process left."""
-    return any(not (e.name.endswith(PARTIAL) or e.name == _LOCKS) for e in path.iterdir())
+    """Tell whether a folder holds anything but what is no store's, or a killed process left."""
+    ours = (_LOCKS, REMOTE_FILE)
+    return any(not (e.name.endswith(PARTIAL) or e.name in ours) for e in path.iterdir())
 
 
 def is_store(path: Path) -> bool:
@@ -342,11 +363,13 @@ def open_folder(path: Path) -> StoreFolder:
         NotFoundError: There is no store.
         FormatError: It is damaged, or of a newer format than this version reads.
     """
-    if not path.is_dir():
+    is_store = (path / "zarr.json").exists()
+    if not path.is_dir() or (not is_store and (path / REMOTE_FILE).exists()):
+        place = shown(path)
         raise NotFoundError(
-            f"No store at {path}. Make one with `featstore extract --store {path} ...`."
+            f"No store at {place}. Make one with `featstore extract --store {place} ...`."
         )
-    if not (path / "zarr.json").exists():
+    if not is_store:
         raise NotFoundError(f"{path} is a folder, but not a featstore store: it has no zarr.json.")
     version = read_attributes(path).get("format")
     if not isinstance(version, int) or version < 1:

@@ -151,6 +151,11 @@ class Stream:
         first = self.start.position + number * self.options.batch_size
         return self.rows[first : first + self.options.batch_size]
 
+    def after(self, number: int, n_rows: int) -> np.ndarray:
+        """Give the rows from batch `number` on, at most so many."""
+        first = self.start.position + number * self.options.batch_size
+        return self.rows[first : first + n_rows]
+
     def cursor_after(self, number: int) -> Cursor:
         """Give the cursor that stands behind batch `number`, counted from the start."""
         position = self.start.position + (number + 1) * self.options.batch_size
@@ -165,9 +170,11 @@ class BatchIterator(Iterator[Batch]):
     ) -> None:
         self._stream = stream
         self._number = 0
-        piece = stream.piece
+        piece, after = stream.piece, stream.after
 
         def fill(number: int, slot: dict[str, np.ndarray], is_stopped: Any) -> None:
+            # With those of a thread that is slower, so that neighbours stay together.
+            readers.expect(after(max(0, number - N_THREADS + 1), readers.n_expected))
             readers.read_into(piece(number), slot, is_stopped)
 
         self._prefetcher = Prefetcher(
@@ -221,6 +228,14 @@ class _Readers:
 
     def batch_bytes(self, n_rows: int) -> int:
         return n_rows * sum(reader.empty(1).nbytes for reader in self.by_name.values())
+
+    @property
+    def n_expected(self) -> int:
+        return max(reader.n_expected for reader in self.by_name.values())
+
+    def expect(self, rows: np.ndarray) -> None:
+        for reader in self.by_name.values():
+            reader.expect(rows[: reader.n_expected])
 
     def read_into(self, rows: np.ndarray, slot: Buffers, is_stopped: Any = None) -> None:
         for name, reader in self.by_name.items():

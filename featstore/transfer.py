@@ -68,7 +68,7 @@ class CopyJob:
 
 
 def copy_shard(job: CopyJob, claims: Claims) -> int:
-    """Claim a shard, copy what it still lacks and commit it; give the bytes of the files.
+    """Claim a shard, copy what it still lacks and commit it; give the bytes of the rows.
 
     Raises:
         FormatError: Bytes of the source are damaged.
@@ -121,6 +121,8 @@ class _Copy:
             writer.finish()
             if array != "pooled":
                 _compare(job, tap, array, crcs[array], lines)
+        itemsize = job.target.store_dtype.itemsize
+        self.n_bytes += len(stored) * job.target.taps[tap].bytes_per_row(itemsize)
         table = [_ledger_line(line, lines, crcs) for line in job.lines]
         self._ledgers[tap] = pa.Table.from_pylist(table, schema=SCHEMA)
 
@@ -132,8 +134,6 @@ class _Copy:
                 return False
             for (tap, array), writer in self._writers.items():
                 writer.publish(job.target.array_path(tap, array))
-                file = job.target.shard_file(tap, array, job.shard)
-                self.n_bytes += file.stat().st_size if file.exists() else 0
             for tap, table in self._ledgers.items():
                 write_ledger(job.target, tap, job.shard, table)
         return True

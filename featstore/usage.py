@@ -9,7 +9,8 @@ from typing import Any
 
 from featstore.cleanup import gc
 from featstore.occupancy import removed_bytes
-from featstore.store import StoreFolder, open_folder
+from featstore.remote.location import refuse_remote
+from featstore.store import StoreFolder, locate, open_folder
 from featstore.tombstones import read_tombstones
 
 _TOP = ("items", "labels", "targets", "runs")
@@ -59,7 +60,8 @@ def measure_usage(store_path: str | Path) -> Usage:
         NotFoundError: There is no store.
         FormatError: The attributes of a feature set, or its tombstones, are damaged.
     """
-    store = open_folder(Path(store_path))
+    store = open_folder(locate(store_path))
+    refuse_remote(store.path, "Measuring the parts of a store")
     freeable = gc(store.path, dry_run=True)
     usage = Usage(
         store=str(store.path),

@@ -12,7 +12,7 @@ from featstore.feature_sets import grow_arrays
 from featstore.files import exclusive, storage_errors
 from featstore.findings import Problem, VerifyReport
 from featstore.repair import repair_shards
-from featstore.store import StoreFolder, open_folder, write_attributes
+from featstore.store import StoreFolder, locate, open_folder, write_attributes
 from featstore.types import ProgressCallback, ignore_progress
 
 __all__ = ["Problem", "Repairer", "VerifyReport", "verify"]
@@ -52,7 +52,7 @@ def verify(
         ConflictError: A repair needs a feature set that another process is writing.
         StorageError: The disk refused a repair.
     """
-    store = open_folder(Path(store_path))
+    store = open_folder(locate(store_path))
     report = check_store(store, progress)
     if not repair or not report.problems:
         return report

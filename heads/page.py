@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from featstore.errors import FormatError, InvalidInputError
 from featstore.files import write_bytes
+from featstore.store import locate
 from heads import sections
 from heads.evaluate import locate_run
 from heads.runs import CURVES, Run
@@ -69,7 +70,7 @@ def write_page(
         scored = read_scores(found, task)
         count = _PICTURES_A_GROUP
         chosen = choose(scored, is_lower_better=task.is_lower_better, count=count)
-        named = None if store is None else Path(store)
+        named = None if store is None else locate(store)
         showcase = draw_showcase(found, chosen, store=named, device=device)
     text = page_html(found, task, scored, showcase)
     path = found.path / PAGE if out is None else Path(out) / f"{found.run_id}.html"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from featstore.remote.location import shown
 from featstore.version import __version__
 from heads.base import Head
 from heads.labels import LabelSource
@@ -23,7 +24,7 @@ def what_is_read(store: Store, features: FeatureSet, model: Model) -> dict[str, 
     """Tell the features and taps that a run reads."""
     plan = features.plan
     return {
-        "store": str(store.path.resolve()),
+        "store": shown(store.path.resolve()),
         "feature_sets": [features.key],
         "feature_set_names": [features.name],
         "plan": None if plan is None else plan.to_json(),

@@ -22,7 +22,7 @@ from typing import Any
 from featstore.errors import ConflictError, FormatError, NotFoundError, StorageError, invalid
 from featstore.files import exclusive, storage_errors, write_json
 from featstore.registry import short_name
-from featstore.store import StoreFolder, open_folder
+from featstore.store import StoreFolder, locate, open_folder
 
 RECORD = "run.json"
 WEIGHTS = "head.safetensors"
@@ -109,7 +109,7 @@ def writable_runs_folder(store: StoreFolder, runs: Path | str | None) -> Path:
 
 def open_runs(store: str | Path, runs: str | Path | None) -> Path:
     """Give the folder of the runs for a command that names a store and perhaps ``--runs``."""
-    return Path(runs) if runs is not None else open_folder(Path(store)).runs_path
+    return Path(runs) if runs is not None else open_folder(locate(store)).runs_path
 
 
 def list_runs(store: str | Path, *, runs: str | Path | None = None) -> list[Run]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from featstore.errors import NotFoundError
 from featstore.latency import Latency, latency_path, read_latencies
+from featstore.store import locate
 from heads.comparable import (
     Backbones,
     interval_text,
@@ -35,7 +36,8 @@ def latencies_of(store: str | Path, entries: Sequence[Entry]) -> dict[str, tuple
         FormatError: A file of it is damaged.
     """
     keys = {entry.run_id: entry.record["feature_sets"][0] for entry in entries}
-    read = {key: read_latencies(latency_path(Path(store), key)) for key in set(keys.values())}
+    folder = locate(store)
+    read = {key: read_latencies(latency_path(folder, key)) for key in set(keys.values())}
     return {run_id: read[key] for run_id, key in keys.items()}
 
 

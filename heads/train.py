@@ -14,6 +14,7 @@ import torch
 from featstore import open as open_store
 from featstore.api import Store
 from featstore.errors import ConflictError, InvalidInputError, NotFoundError
+from featstore.remote.location import shown
 from featstore.types import Progress, ProgressCallback, ignore_progress
 from heads import runs as folders
 from heads.drive import drive
@@ -321,7 +322,7 @@ class _Session:
             return "Nothing is lost; start again."
         ids = " or ".join(path.name for path in begun)
         runs = "" if self._runs is None else f" --runs {begun[0].parent}"
-        return f"Resume with: heads train --resume {ids} --store {self.store.path}{runs}"
+        return f"Resume with: heads train --resume {ids} --store {shown(self.store.path)}{runs}"
 
     def _refresh_index(self) -> None:
         if self.store.is_writable and self._runs is None:

@@ -14,6 +14,7 @@ from featstore import open as open_store
 from featstore.api import Store
 from featstore.errors import FeatstoreError, InvalidInputError
 from featstore.files import write_json
+from featstore.remote.location import shown
 from featstore.types import ProgressCallback, ignore_progress
 from heads import runs as folders
 from heads.base import HEADS
@@ -94,7 +95,7 @@ def run_identity_protocol(
         "kind": KIND,
         "head": HEADS.full_name(HEAD),
         "task": TASKS.full_name(TASK),
-        "store": str(opened.path.resolve()),
+        "store": shown(opened.path.resolve()),
         "feature_sets": [features.key],
         "feature_set_names": [features.name],
         "backbone": features.backbone,

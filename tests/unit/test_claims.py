@@ -20,6 +20,7 @@ from featstore.errors import ConflictError
 from featstore.files import PARTIAL
 from featstore.processes import is_gone, this_process
 from featstore.repair import repair_shards
+from featstore.shared_shards import ShardTask, claim_task
 from featstore.store import open_folder
 from featstore.verify import verify
 from tests.fakes import FakeReader, content, fake_extract, fake_plan
@@ -184,6 +185,26 @@ def test_partials_of_the_living_are_kept_and_those_of_the_dead_are_swept(store):
         mine.release()
         theirs.release()
     assert sweep_partials(store, folder) == 1
+
+
+def test_who_takes_a_shard_over_sweeps_what_the_dead_left_of_it(store):
+    folder = store.feature_set(KEY)
+    unlink_shard(store, 1)
+    c, ledgers = folder.array_path("norm", "patch") / "c", folder.ledger_path("norm", 0).parent
+    left = [c / "1" / "0" / f"0.0123{PARTIAL}", ledgers / f"00001.parquet.99{PARTIAL}"]
+    others = [c / "0" / "0" / f"0.0123{PARTIAL}", ledgers / f"00000.parquet.99{PARTIAL}"]
+    for path in left + others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    lines = [line for line in folder.assignments().to_pylist() if 8 <= line["row"] < 16]
+    task = ShardTask(shard=1, lines=lines, taps=("norm",))
+    with writer(store) as one:
+        claim_task(folder, task, one).claim.release()
+        assert all(path.exists() for path in left), "nobody died"
+        one.take(1)
+        edit(store, 1, pid=2**22 + 1)
+        assert claim_task(folder, task, one).claim.is_taken_over
+    assert [path.exists() for path in left + others] == [False, False, True, True]
 
 
 def test_gc_leaves_a_shard_that_somebody_is_about_to_commit(store):
