@@ -206,7 +206,9 @@ def _join_all(portions: Sequence[_Portion], path: Path, progress: ProgressCallba
     """Compare everything, then bring one portion after the other."""
     for portion in portions:
         if path.resolve() == portion.store.path.resolve():
-            raise InvalidInputError(f"{shown(path)} is a source and the target. Name another target.")
+            raise InvalidInputError(
+                f"{shown(path)} is a source and the target. Name another target."
+            )
     check_target(path)
     held = read_holding(open_folder(path)) if is_store(path) else Holding()
     for portion in portions:

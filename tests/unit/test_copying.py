@@ -158,6 +158,34 @@ def test_what_cannot_be_copied_is_refused(source, tmp_path):
     assert not target.exists()
 
 
+def test_a_copy_goes_to_a_url_and_comes_back(source, tmp_path, truth, monkeypatch):
+    pytest.importorskip("obstore", reason="obstore, which talks to object stores, is missing")
+    monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "cache"))
+    url, path = f"file://{tmp_path}/there.zarr", tmp_path / "back.zarr"
+    copy_store(source, url, where="split = 'train'", taps=["norm", "norm.mean"])
+    assert list((tmp_path / "there.zarr").rglob("c/0/0/0"))
+    again = copy_store(source, url, where="split = 'train'", taps=["norm", "norm.mean"])
+    assert again.feature_sets[0].reused_rows == len(train(truth))
+    remove_rows(url, "path = '00001.npy'")
+    copy_store(url, path)
+    left = {item: found for item, found in train(truth).items() if item != "00001.npy"}
+    check(path, left, ("norm", "norm.mean"))
+    with pytest.raises(InvalidInputError, match="works on a folder, not on a URL"):
+        compact(url)
+
+
+def test_killed_in_a_merge_the_same_merge_goes_on(tmp_path, truth, monkeypatch):
+    one, two = tmp_path / "one.zarr", tmp_path / "two.zarr"
+    fake_extract(one, [FakeReader(5, bad=[3])])
+    fake_extract(two, [FakeReader(N, bad=[3])])
+    for n_changes in (6, 30, 40):
+        path = tmp_path / f"{n_changes}.zarr"
+        with dying_disk(monkeypatch, path, n_changes), pytest.raises(Killed):
+            merge_stores([one, two], path)
+        merge_stores([one, two], path)
+        check(path, truth)
+
+
 def test_killed_at_any_change_the_same_copy_goes_on(source, tmp_path, truth, monkeypatch):
     n_changes, n_kills = 0, 0
     while True:
