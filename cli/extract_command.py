@@ -254,9 +254,8 @@ def _arguments(**options: Any) -> dict[str, Any]:
 
     basis, upscale = options.pop("basis"), options.pop("upscale")
     options["resize"] = compose_resize(options["resize"], basis=basis, upscale=upscale)
-    names = ("splits", "views", "device", "batch_size", "limit", "seed", "on_bad_image")
-    names += ("workers", "scheduler", "shard_range")
-    run_options = {name: options.pop(name) for name in names}
+    names = "splits views device batch_size limit seed on_bad_image workers scheduler shard_range"
+    run_options = {name: options.pop(name) for name in names.split()}
     taps = [tap for text in options.pop("taps") for tap in text.split(",")]
     targets, latency = not options.pop("no_targets"), not options.pop("no_latency")
     return {

@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from featstore.errors import InvalidInputError, NotFoundError, invalid
@@ -201,7 +201,7 @@ class DaskCrew:
         pace: Pace,
         on_rows: Callable[[int], None],
         tell: Callable[[str], None],
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """See `shared_shards.Crew.do`."""
         job = ClusterJob(
             name=secrets.token_hex(8),
@@ -271,7 +271,10 @@ class _Board:
         now = time.monotonic()
         self._todo.extend(task for due, task in self._later if due <= now)
         self._later = [(due, task) for due, task in self._later if due > now]
-        room = max(1, len(self._client.nthreads())) - len(self._running)
+        try:
+            room = max(1, len(self._client.nthreads())) - len(self._running)
+        except (OSError, TimeoutError) as error:
+            raise _went_away() from error
         while self._todo and room > 0:
             task = self._todo.popleft()
             room -= 1
@@ -289,10 +292,7 @@ class _Board:
     def _outcome(self, task: ShardTask, future: Any) -> Iterator[Outcome]:
         distributed = _distributed()
         if future.status == "cancelled":
-            raise NotFoundError(
-                "The Dask scheduler went away. What was committed is safe; run the same command "
-                "again to go on from there."
-            )
+            raise _went_away()
         if future.status == "error":
             error = future.exception()
             if not isinstance(error, distributed.KilledWorker):
@@ -359,6 +359,13 @@ class _Board:
         self._counted[shard] = n_rows
         if change:
             self._on_rows(change)
+
+
+def _went_away() -> NotFoundError:
+    return NotFoundError(
+        "The Dask scheduler went away. What was committed is safe; run the same command again to "
+        "go on from there."
+    )
 
 
 def _do_shard(job: ClusterJob, task: ShardTask, topic: str) -> Answer:

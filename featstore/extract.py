@@ -204,14 +204,50 @@ def _run(
 ) -> ExtractReport:
     device = model.device if cluster is None else cluster.device
     batch_size = extraction.options.batch_size or default_batch_size(device)
-    shapes = [model.tap_shapes[tap] for tap in model.taps]
+    for text in _tail_messages(model):
+        extraction.progress(Progress(stage="extract", message=text))
+    store = extraction.open_store()
+    spec = BackboneSpec(
+        identity=model.identity(),
+        plan=plan,
+        weights=weights_argument(weights),
+        taps=model.taps,
+        device=device,
+        data=specs_of(extraction.readers),
+    )
+    report = extraction.run(
+        store,
+        _new_feature_set(model, plan, weights, device=device, batch_size=batch_size),
+        [model.tap_shapes[tap] for tap in model.taps],
+        framing=Framing(input_hw=plan.image_size, resize=plan.resize),
+        source=BackboneSource(Readers(store, extraction.readers), model, plan),
+        batch_size=batch_size,
+        crew=_crew_of(cluster, spec),
+    )
+    if not extraction.options.latency or cluster or extraction.options.shard_range:
+        return report  # beside others that compute, no time would mean anything
+    lock = store.locks_path / f"latency-{plan.key()}.lock"
+    with exclusive(lock, purpose="timing the backbone", timeout_s=_LATENCY_WAIT_S):
+        path = latency_path(store.path, plan.key())
+        latency = record_latency(path, model, is_renewed=report.new_rows > 0)
+    return replace(report, latency=latency)
+
+
+def _new_feature_set(
+    model: Backbone,
+    plan: ExtractPlan,
+    weights: str | Path | None,
+    *,
+    device: str,
+    batch_size: int,
+) -> NewFeatureSet:
     norm = model.final_norm
-    new = NewFeatureSet(
+    return NewFeatureSet(
         key=plan.key(),
         name=feature_set_name(model.name, plan),
         dtype=plan.dtype,
         shard_rows=choose_shard_rows(
-            bytes_per_row=widest(shapes, plan.dtype),
+            bytes_per_row=widest([model.tap_shapes[tap] for tap in model.taps], plan.dtype),
             flops_per_row=model.flops_per_image,
             device=device,
         ),
@@ -228,35 +264,6 @@ def _run(
         else FinalNorm(kind=norm.kind, eps=norm.eps, weight=norm.weight, bias=norm.bias),
         tail=model.tail,
     )
-    for text in _tail_messages(model):
-        extraction.progress(Progress(stage="extract", message=text))
-    framing = Framing(input_hw=plan.image_size, resize=plan.resize)
-    store = extraction.open_store()
-    source = BackboneSource(Readers(store, extraction.readers), model, plan)
-    spec = BackboneSpec(
-        identity=model.identity(),
-        plan=plan,
-        weights=weights_argument(weights),
-        taps=model.taps,
-        device=device,
-        data=specs_of(extraction.readers),
-    )
-    report = extraction.run(
-        store,
-        new,
-        shapes,
-        framing=framing,
-        source=source,
-        batch_size=batch_size,
-        crew=_crew_of(cluster, spec),
-    )
-    if not extraction.options.latency or cluster or extraction.options.shard_range:
-        return report  # beside others that compute, no time would mean anything
-    lock = store.locks_path / f"latency-{new.key}.lock"
-    with exclusive(lock, purpose="timing the backbone", timeout_s=_LATENCY_WAIT_S):
-        path = latency_path(store.path, new.key)
-        latency = record_latency(path, model, is_renewed=report.new_rows > 0)
-    return replace(report, latency=latency)
 
 
 def _tail_messages(model: Backbone) -> list[str]:

@@ -9,7 +9,7 @@ the rows of a shard.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -101,7 +101,7 @@ def run_jobs(
     *,
     pace: Pace,
     on_batch: Callable[[int], None],
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Do the jobs in order and yield each result once its ledgers are written.
 
     Args:

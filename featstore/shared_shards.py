@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class Crew(Protocol):
         pace: Pace,
         on_rows: Callable[[int], None],
         tell: Callable[[str], None],
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Yield the outcome of every task once it is committed, whoever did it.
 
         Args:
@@ -151,7 +151,7 @@ class SerialCrew:
         pace: Pace,
         on_rows: Callable[[int], None],
         tell: Callable[[str], None],
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """See `Crew.do`."""
         waiting = {task.shard: task for task in tasks}
         pause_s, is_told = _FIRST_POLL_S, False
@@ -179,7 +179,7 @@ class SerialCrew:
         claims: Claims,
         pace: Pace,
         on_rows: Callable[[int], None],
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Do what can be claimed now, in order."""
         by_shard = {task.shard: task for task in tasks}
         done_by_others: list[Outcome] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -100,7 +101,9 @@ def test_a_shard_that_was_set_aside_is_named_with_its_images_and_the_exit_code_i
         set_aside=(SetAside(shard=7, images=("d/a.png", "d/b.png"), reason="3 processes died."),),
         remaining_rows=12,
     )
-    monkeypatch.setattr("featstore.extract.extract", lambda *_, **__: report)
+    # As an attribute of the package, this name is the function.
+    module = importlib.import_module("featstore.extract")
+    monkeypatch.setattr(module, "extract", lambda *_, **__: report)
     words = ["extract", "--store", str(tmp_path / "s"), "--backbone", "b", "--data", DATA]
     assert exit_code(app, words) == 3
     printed = capsys.readouterr()
