@@ -13,7 +13,8 @@ import pyarrow as pa
 from featstore.files import next_number, write_parquet
 from featstore.geometry import clip_box, place
 from featstore.items import FoundItem
-from featstore.lines import Assigned, Lines, RowKey, n_assigned_rows
+from featstore.lines import Assigned, Lines, n_assigned_rows
+from featstore.lines import RowKey as RowKey  # callers name it beside `row_key`
 from featstore.rejected import read_rejections
 from featstore.store import (
     ASSIGNMENT_SCHEMA,
@@ -82,9 +83,9 @@ def shard_states(folder: FeatureSetFolder, taps: Iterable[str]) -> list[ShardSta
     """Read how far every assigned shard is for `taps`, ascending."""
     present, rejections = read_rejections(folder, list(taps))
     rejected: dict[int, dict[str, dict[RowKey, Mapping[str, Any]]]] = {}
-    for (tap, shard), lines in rejections.items():
+    for (tap, shard), told in rejections.items():
         if shard in present.get(tap, ()):
-            by_key = {row_key(line): line for line in lines}
+            by_key = {row_key(line): line for line in told}
             rejected.setdefault(shard, {})[tap] = by_key
     sets = {held: held for held in [frozenset(present)]}  # one object for the many equal ones
     removed = rows_out_of_force(folder)
