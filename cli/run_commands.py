@@ -75,6 +75,12 @@ run_argument = click.argument("run", metavar="RUN")
     help="Measure on images of this label alone, from the store's split, held out or not. "
     "[default: that of the token file, else all]",
 )
+@click.option(
+    "--with-support",
+    is_flag=True,
+    default=None,
+    help="Measure on images too that the token of --token FILE has learned from.",
+)
 @device_option
 @store_option
 @runs_option
@@ -123,6 +129,9 @@ def evaluate(
         view = "" if report.view == "plain" else f", view {report.view}"
         images = f"{count(report.images, 'image')}{whom} of {report.split}{token}{view}{averaged}"
         click.echo(f"{answers}{report.run_id}, {images}\n")
+        if report.support:
+            n_support = count(report.support, "image")
+            click.echo(f"Left out: {n_support} that the token has learned from.\n")
         click.echo(metrics(report.metrics, report.intervals))
         click.echo(report.note)
     if report.left_out:
@@ -134,7 +143,7 @@ def _measure(run: str, baseline: str | None, options: dict[str, Any]) -> Evaluat
         from heads.evaluate import evaluate as measure
 
         return measure(run, **{name: v for name, v in options.items() if v is not None})
-    for name in ("queries", "feature_set", "view", "tta", "token", "identity"):
+    for name in ("queries", "feature_set", "view", "tta", "token", "identity", "with_support"):
         if options.pop(name) is not None:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} asks a head; leave it out with --against."

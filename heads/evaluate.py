@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from featstore.views import HFLIP, PLAIN, check_view
 from heads.facts import measured_facts
 from heads.feed import Feed
 from heads.labels import LabelSource
-from heads.measured_pairs import pairs_to_measure
+from heads.measured_pairs import pairs_to_measure, without_support
 from heads.measuring import measure_window
 from heads.metrics import Metric
 from heads.model import Model, load
@@ -73,6 +73,7 @@ class EvaluationReport:
     tta: str | None  # "hflip": averaged with mirror images
     token: str  # "own", "mean" or a token file: what stood for whom the images show
     identity: str | None  # label that was measured alone
+    support: int  # images left out, as the token has learned from them
     output_hw: tuple[int, int]
     images: int
     groups: int
@@ -99,6 +100,7 @@ def evaluate(
     tta: str | None = None,
     token: str | Path = OWN,
     identity: str | None = None,
+    with_support: bool = False,
     device: str = "auto",
     progress: ProgressCallback = ignore_progress,
 ) -> EvaluationReport:
@@ -125,6 +127,7 @@ def evaluate(
             token file for all with its token.
         identity: Measure on images of this label alone, which the split is looked up in the
             store for; None: with a token file the identity that it is of, else all labels.
+        with_support: Measure on the images too that the token of a file has learned from.
         device: Where to compute.
         progress: Called with reports of progress.
 
@@ -149,6 +152,8 @@ def evaluate(
         check_same_backbone(found, features)
         model.read_from(features.taps)
     answer = choose_token(model, found, token)
+    if with_support:
+        answer = replace(answer, support=frozenset())
     return measure_run(
         found,
         model,
@@ -197,6 +202,7 @@ def measure_run(
     """
     pairs, labels = pairs_to_measure(run, features, model.task, split, data, identity=identity)
     model.task.check(measured_facts(pairs, labels))
+    asked, pairs = pairs, without_support(pairs, token.support, token=token.name)
     if view != PLAIN:
         pairs = in_view(features, pairs, model.tap_names, view)
     feed = Feed(features, model.array_names, model.device)
@@ -213,6 +219,7 @@ def measure_run(
         tta=tta,
         token=token.name,
         identity=identity,
+        support=len({pair.image_key for pair in asked} - {pair.image_key for pair in pairs}),
         output_hw=model.head.output_hw,
         images=result.per_image.num_rows,
         groups=result.n_groups,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
@@ -23,9 +23,32 @@ from heads.selection import (
     select_split,
 )
 from heads.tasks import Task
+from heads.token_file import support_of
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
+
+
+def without_support(
+    pairs: Sequence[Pair], support: Collection[str], *, token: str
+) -> tuple[Pair, ...]:
+    """Leave out the images that a token has learned from.
+
+    Args:
+        pairs: To measure.
+        support: Names of these images, see `token_file.support_of`.
+        token: Name of the token.
+
+    Raises:
+        InvalidInputError: Nothing is left.
+    """
+    left = tuple(pair for pair in pairs if not support_of([pair.image_key]) & set(support))
+    if not left:
+        raise InvalidInputError(
+            f"{token} has learned from all {len(pairs)} instances that would be measured. Choose "
+            "another --split, or measure them too: --with-support."
+        )
+    return left
 
 
 def pairs_to_measure(

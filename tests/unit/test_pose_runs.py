@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import featstore
@@ -51,6 +52,45 @@ def test_a_run_takes_skeleton_and_identities_from_the_store(store, head, tmp_pat
     )
     assert options["identities"] == "dark|light"
     assert {"rmse", "pck@0.05", "pck@0.05box", "oks_ap"} <= report.metrics.keys()
+
+
+@pytest.mark.parametrize("head", ["linear_pool", "attentive_pool"])
+def test_a_pooled_head_begins_at_the_mean_pose_and_gets_better_from_there(head, tmp_path):
+    animals = Animals(48)
+    fake_extract(tmp_path / "s.zarr", [animals])
+
+    def rmse(**changes):
+        options = {"views": "plain"}
+        return learn(tmp_path / "s.zarr", head, options=options, **changes).metrics["rmse"]
+
+    begun = learn(tmp_path / "s.zarr", head, steps=1, lr=1e-12)
+    parts = pq.read_table(Path(begun.path) / "pairs.parquet", columns=["part", "path"]).to_pylist()
+    points = {
+        name: np.array(
+            [animals.keypoints(int(line["path"][:5])) for line in parts if line["part"] == name]
+        )[..., :2]
+        / 32
+        for name in ("train", "test")
+    }
+    mean = points["train"].mean(axis=0)
+    expected = np.sqrt(((points["test"] - mean) ** 2).sum(axis=2).mean())
+    assert begun.metrics["rmse"] == pytest.approx(expected, rel=1e-5)
+    assert rmse(steps=60, val_fraction=0) < 0.99 * expected
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "lr"),
+    [
+        ("pose", "linear_pool", 3e-4),
+        ("classification", "linear_pool", 1e-2),
+        ("pose", "attentive_pool", 1e-3),
+        ("pose", "identity_token", 1e-4),
+    ],
+)
+def test_a_head_learns_at_its_own_rate_unless_the_task_knows_better(store, task, head, lr):
+    options = {"heads": 1, "ff": 8} if head == "identity_token" else {}
+    report = learn(store, head, task=task, steps=1, options=options)
+    assert read_run(Path(report.path)).record["options"]["train"]["lr"] == lr
 
 
 def test_an_interrupted_run_of_identities_resumes_to_the_same_numbers(store, tmp_path):
