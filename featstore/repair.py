@@ -9,7 +9,7 @@ from pathlib import Path
 from featstore.codecs import LIMITS
 from featstore.errors import InvalidInputError
 from featstore.feature_sets import grow_arrays
-from featstore.files import exclusive, remove_partials
+from featstore.files import exclusive, remove_file, remove_partials
 from featstore.planning import open_readers
 from featstore.shard_job import ShardJob, ShardResult, Source, run_jobs
 from featstore.sources import BackboneSource, ImportSource, Readers
@@ -88,9 +88,9 @@ def _repair(
     source = _source(folder, readers, taps, weights, device)
     for job in jobs:
         for tap in job.taps:
-            folder.ledger_path(tap, job.shard).unlink(missing_ok=True)
+            remove_file(folder.ledger_path(tap, job.shard))
             for array in folder.taps[tap].arrays:
-                folder.shard_file(tap, array, job.shard).unlink(missing_ok=True)
+                remove_file(folder.shard_file(tap, array, job.shard))
     grow_arrays(folder, taps)
     total = sum(len(job.lines) for job in jobs)
     done = 0
