@@ -83,6 +83,16 @@ def _sent_first(path: Path, data: bytes | memoryview) -> Iterator[None]:
         yield
 
 
+def remove_file(path: Path) -> None:
+    """Delete a file if it is there; in the mirror of a store behind a URL, there too."""
+    mirror = find_mirror(path)
+    if mirror is not None and not mirror.is_local(path):
+        from featstore.remote.writing import remove
+
+        remove(mirror, path)
+    path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented and sorted, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

@@ -10,7 +10,7 @@ from featstore.claims import Claims, sweep_partials
 from featstore.codecs import LIMITS
 from featstore.errors import InvalidInputError
 from featstore.feature_sets import grow_arrays
-from featstore.files import exclusive
+from featstore.files import exclusive, remove_file
 from featstore.lines import Assigned
 from featstore.planning import open_readers
 from featstore.shard_job import Pace, ShardJob, ShardResult, Source, run_jobs
@@ -115,9 +115,9 @@ def _emptied(folder: FeatureSetFolder, task: ShardTask, claims: Claims) -> Shard
     """Claim a shard and throw away what is damaged; only then anybody sees that it is gone."""
     claim = claims.wait_for(task.shard, timeout_s=_WAIT_S)
     for tap in task.taps:
-        folder.ledger_path(tap, task.shard).unlink(missing_ok=True)
+        remove_file(folder.ledger_path(tap, task.shard))
         for array in folder.taps[tap].arrays:
-            folder.shard_file(tap, array, task.shard).unlink(missing_ok=True)
+            remove_file(folder.shard_file(tap, array, task.shard))
     return ShardJob(
         folder=folder,
         shard=task.shard,

@@ -16,9 +16,9 @@ from typing import BinaryIO
 import numpy as np
 
 from featstore.arrays import BFLOAT16_NAN, chunk_crc32c
-from featstore.files import fsync_path, partial_path, storage_errors
+from featstore.files import fsync_path, partial_path, remove_file, storage_errors
 from featstore.remote.location import find_mirror
-from featstore.remote.writing import move_shard, remove_shard
+from featstore.remote.writing import move_shard
 from featstore.shards import ABSENT, CRC_BYTES
 from featstore.store import FeatureSetFolder
 
@@ -86,13 +86,11 @@ class ShardFileWriter:
         Raises:
             StorageError: The disk refused.
         """
-        mirror = find_mirror(self._path)
         with storage_errors(self._path):
             if self._file is None:
-                self._path.unlink(missing_ok=True)
-                if mirror is not None:
-                    remove_shard(mirror, self._path)
+                remove_file(self._path)
                 return
+            mirror = find_mirror(self._path)
             if mirror is not None:
                 move_shard(mirror, self._partial, self._path)
                 return

@@ -9,7 +9,7 @@ from typing import Any
 
 from featstore.checks import check_store
 from featstore.feature_sets import grow_arrays
-from featstore.files import exclusive, storage_errors
+from featstore.files import exclusive, remove_file, storage_errors
 from featstore.findings import Problem, VerifyReport
 from featstore.repair import repair_shards
 from featstore.store import StoreFolder, locate, open_folder, write_attributes
@@ -87,7 +87,7 @@ def _repair_file(store: StoreFolder, problem: Problem) -> None:
         if problem.kind == "group":
             write_attributes(path.parent, {})
             return
-        path.unlink(missing_ok=True)
+        remove_file(path)
         if problem.kind == "array":
             grow_arrays(store.feature_set(problem.feature_set), [problem.tap])
 

@@ -89,6 +89,11 @@ class Mirror:
         """Give the URL of the object that a path stands for."""
         return f"{self.remote.url}/{self.key(path)}"
 
+    def is_local(self, path: Path) -> bool:
+        """Tell whether a file belongs to this machine only: a run, a lock, an index."""
+        parts = self.key(path).split("/")
+        return not (self.is_mirrored(path) or is_shard_folder(parts[:-1]))
+
 
 def is_small(key: str) -> bool:
     """Tell whether an object is mirrored: not a shard, a run, a lock or an index."""

@@ -50,8 +50,8 @@ def move_shard(mirror: Mirror, partial: Path, path: Path) -> None:
     partial.unlink()
 
 
-def remove_shard(mirror: Mirror, path: Path) -> None:
-    """Delete a shard file of the store, if there is one."""
+def remove(mirror: Mirror, path: Path) -> None:
+    """Delete what a path stands for in the store, if it is there."""
     client_of(mirror.remote).delete(mirror.key(path))
 
 
