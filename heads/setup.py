@@ -22,7 +22,7 @@ from heads.labels import LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors
 from heads.options import split_options
-from heads.record import boxes_shown, versions, what_is_read, what_is_trained
+from heads.record import versions, what_is_read, what_is_trained
 from heads.runs import PAIRS
 from heads.selection import (
     TEST,
@@ -197,8 +197,7 @@ def make_setup(
     record = {
         "head": head_name,
         "task": task_name,
-        **what_is_read(store, features, model),
-        "boxes_shown": boxes_shown(store, selection.train),
+        **what_is_read(store, features, model, selection.train),
         "named_taps": list(chosen.named),
         "tail": None if tail is None else tail.to_json(),
         **what_is_trained(selection, labels, recipe, head),
