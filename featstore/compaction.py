@@ -131,8 +131,8 @@ class _Compaction:
             moves = unfinished_moves(self.folder, read_tombstones(self.folder))
             if moves:
                 grow_arrays(self.folder, list(self.folder.taps))
-        for move in moves:
-            self._finish(move)
+        for begun in moves:
+            self._finish(begun)
         for shards in self._steps():
             move = self._begin(shards)
             if move is not None:
