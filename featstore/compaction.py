@@ -131,8 +131,8 @@ class _Compaction:
             moves = unfinished_moves(self.folder, read_tombstones(self.folder))
             if moves:
                 grow_arrays(self.folder, list(self.folder.taps))
-        for move in moves:
-            self._finish(move)
+        for begun in moves:
+            self._finish(begun)
         for shards in self._steps():
             move = self._begin(shards)
             if move is not None:
@@ -231,8 +231,12 @@ class _Compaction:
     def _lines(self, shards: Collection[int]) -> dict[int, list[dict[str, Any]]]:
         """Give the assignment's lines of some shards, removed rows too."""
         assigned = Assigned(self.folder)
-        own = assigned.rows // self.folder.layout.shard_rows
-        return {shard: assigned.lines(assigned.rows[own == shard]) for shard in shards}
+        found = {}
+        for shard in shards:
+            span = self.folder.layout.rows_of(shard)
+            start, stop = np.searchsorted(assigned.rows, [span.start, span.stop]).tolist()
+            found[shard] = assigned.lines(assigned.rows[start:stop])
+        return found
 
     def _shards(self, rows: np.ndarray) -> list[int]:
         return np.unique(rows // self.folder.layout.shard_rows).tolist()

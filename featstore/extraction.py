@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featstore.assign import Framing, RowKey, row_key
+from featstore.assign import Framing, row_key
 from featstore.claims import sweep_partials
 from featstore.codecs import LIMITS
 from featstore.errors import BadImageError, InvalidInputError
@@ -19,6 +19,7 @@ from featstore.files import exclusive, remove_partials
 from featstore.items import BadImage, FoundItem, find_items, write_items
 from featstore.labels import store_labels
 from featstore.latency import Latency
+from featstore.lines import RowKey
 from featstore.plan import RunOptions
 from featstore.planning import Work, bad_rows, decodes, plan_work
 from featstore.remote.location import shown

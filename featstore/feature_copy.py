@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from featstore import index
-from featstore.assign import row_key
 from featstore.claims import Claims, sweep_partials
 from featstore.feature_sets import NORM_FILE, add_taps, grow_arrays, read_final_norm
 from featstore.files import exclusive, write_bytes
-from featstore.lines import Assigned, RowKey
+from featstore.lines import Assigned, Lines, RowKey
 from featstore.occupancy import committed_taps, stored_rows
 from featstore.removal import LOCK_WAIT_S
-from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder, write_attributes
+from featstore.store import FeatureSetFolder, StoreFolder, write_attributes
 from featstore.tail_file import find_tail, read_tail, write_tail
 from featstore.tombstones import rows_out_of_force
 from featstore.transfer import CopyJob, add_assignment, copy_shard
@@ -66,11 +64,12 @@ def copy_rows(
     lock = target.locks_path / f"{source.key}.lock"
     with exclusive(lock, purpose=purpose, timeout_s=LOCK_WAIT_S):
         folder = _ensure(source, target, taps)
-        jobs = _Plan(source, folder, rows, taps, report).jobs()
-    total = sum(len(job.lines) for job in jobs)
+        plan = _Plan(source, folder, rows, taps, report)
+        plan.make()
+    total = sum(len(lines) for _, lines, _ in plan.tasks)
     done = 0
     with Claims(target, source.key, purpose=purpose) as claims:
-        for job in jobs:
+        for job in plan.jobs():
             report.bytes += copy_shard(job, claims)
             done += len(job.lines)
             progress(Progress(stage="copy", done=done, total=total))
@@ -109,98 +108,103 @@ class _Plan:
         self.report = report
         self.committed = committed_taps(source)
         self.taps = frozenset(taps)
-        self.assigned = Assigned(target)
-        self.live = lines_by_key(source)
+        self.live = live_rows(source)
         chosen = set(rows.tolist())
-        self.wanted = {key: line for key, line in self.live.items() if line["row"] in chosen}
+        self.wanted = {key: row for key, row in self.live.items() if row in chosen}
+        self.gone = rows_out_of_force(target)
+        self.tasks: list[tuple[int, Lines, frozenset[str]]] = []
 
-    def jobs(self) -> list[CopyJob]:
-        """Assign rows to what has none, grow the arrays, and list the shards to copy."""
+    def make(self) -> None:
+        """Assign rows to what has none, grow the arrays, and list the shards to copy.
+
+        Call it under the writer lock of the target.
+        """
         self._assign()
         grow_arrays(self.target, sorted(self.taps))
-        self.assigned = Assigned(self.target)
         committed = committed_taps(self.target)
-        jobs = []
-        for shard, lines in self._target_lines().items():
-            own = [row_key(line) for line in lines if row_key(line) in self.wanted]
-            needed = frozenset().union(*(self._available(self.wanted[key]) for key in own))
+        for shard, lines in self._shards():
             there = committed.get(shard, frozenset())
-            lacking = needed - there
+            keys = [key for row, key in lines.keyed() if row not in self.gone]
+            own = [key for key in keys if key in self.wanted]
+            lacking = frozenset().union(*(self._available(self.wanted[k]) for k in own)) - there
             if not there:  # begun by a copy of before: what the source lost since, is left out
-                lines = [line for line in lines if row_key(line) in self.live]
-            possible = self._possible(lines, lacking)
+                keys = [key for key in keys if key in self.live]
+            possible = self._possible(keys, lacking)
             if possible:
-                jobs.append(self._job(shard, lines, possible))
+                self.tasks.append((shard, lines, possible))
             if lacking - possible:
                 self.report.left_out += len(own)
             elif possible:
                 self.report.new_rows += len(own)
             else:
                 self.report.reused_rows += len(own)
-        return jobs
 
-    def _available(self, line: Mapping[str, Any]) -> frozenset[str]:
+    def jobs(self) -> Iterator[CopyJob]:
+        """Give what is to be copied, shard by shard."""
+        for shard, lines, taps in self.tasks:
+            keyed = [(row, key) for row, key in lines.keyed() if row not in self.gone]
+            yield CopyJob(
+                source=self.source,
+                target=self.target,
+                shard=shard,
+                lines=lines,
+                sources={row: self.live[key] for row, key in keyed if key in self.live},
+                taps=tuple(sorted(taps)),
+            )
+
+    def _shards(self) -> Iterator[tuple[int, Lines]]:
+        return Assigned(self.target).shards(self.target.layout.shard_rows)
+
+    def _available(self, row: int) -> frozenset[str]:
         """Give those of the taps that the source has of a row's shard."""
-        shard = self.source.layout.shard_of(line["row"])
+        shard = self.source.layout.shard_of(row)
         return self.committed.get(shard, frozenset()) & self.taps
+
+    def _possible(self, keys: Sequence[RowKey], taps: frozenset[str]) -> frozenset[str]:
+        """Give those of the taps that the source has of every row of a target's shard."""
+        for key in keys if taps else ():
+            row = self.live.get(key)
+            taps &= frozenset() if row is None else self._available(row)
+        return taps
 
     def _assign(self) -> None:
         """Give rows to what the target lacks; rows with other taps never share a shard."""
-        known = {row_key(line) for lines in self._target_lines().values() for line in lines}
-        groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-        for key, line in self.wanted.items():
+        known = {
+            key for _, lines in self._shards() for row, key in lines.keyed() if row not in self.gone
+        }
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for key, row in self.wanted.items():
             if key not in known:
-                groups.setdefault(tuple(sorted(self._available(line))), []).append(line)
-        for taps, lines in sorted(groups.items()):
-            rows = np.array([line["row"] for line in lines], np.int64)
+                groups.setdefault(tuple(sorted(self._available(row))), []).append(row)
+        assigned = self.source.assignments() if groups else None
+        for taps, members in sorted(groups.items()):
+            rows = np.array(sorted(members), np.int64)
             is_stored = np.zeros(len(rows), bool)
             for tap in taps:
                 is_stored |= self._are_stored(tap, rows)
-            kept = [line for line, is_kept in zip(lines, is_stored, strict=True) if is_kept]
-            self.report.left_out += len(lines) - len(kept)
-            if kept:
-                add_assignment(self.target, pa.Table.from_pylist(kept, schema=ASSIGNMENT_SCHEMA))
+            self.report.left_out += int((~is_stored).sum())
+            if assigned is not None and is_stored.any():
+                is_new = np.isin(assigned["row"].to_numpy(), rows[is_stored])
+                add_assignment(self.target, assigned.filter(pa.array(is_new, pa.bool_())))
 
     def _are_stored(self, tap: str, rows: np.ndarray) -> np.ndarray:
-        found = np.zeros(len(rows), bool)
-        for shard in np.unique(rows // self.source.layout.shard_rows).tolist():
-            is_own = rows // self.source.layout.shard_rows == shard
-            found[is_own] = stored_rows(self.source, tap, shard, rows[is_own])
-        return found
-
-    def _target_lines(self) -> dict[int, list[dict[str, Any]]]:
-        """Give the target's assigned rows by shard, without those that count for nothing."""
-        gone = rows_out_of_force(self.target)
-        found: dict[int, list[dict[str, Any]]] = {}
-        for line in self.target.assignments().to_pylist():
-            if line["row"] not in gone:
-                found.setdefault(self.target.layout.shard_of(line["row"]), []).append(line)
-        return found
-
-    def _possible(self, lines: Sequence[Mapping[str, Any]], taps: frozenset[str]) -> frozenset[str]:
-        """Give those of the taps that the source has of every row of a target's shard."""
-        for line in lines if taps else ():
-            theirs = self.live.get(row_key(line))
-            taps &= frozenset() if theirs is None else self._available(theirs)
-        return taps
-
-    def _job(self, shard: int, lines: Sequence[Mapping[str, Any]], taps: frozenset[str]) -> CopyJob:
-        return CopyJob(
-            source=self.source,
-            target=self.target,
-            shard=shard,
-            lines=self._all_lines(shard),
-            sources={line["row"]: self.live[row_key(line)]["row"] for line in lines},
-            taps=tuple(sorted(taps)),
-        )
-
-    def _all_lines(self, shard: int) -> list[dict[str, Any]]:
-        """Give every assigned row of a target's shard, removed ones too."""
-        rows = self.assigned.rows
-        return self.assigned.lines(rows[rows // self.target.layout.shard_rows == shard])
+        """Tell for rows, ascending, whether a tap has them."""
+        shards, starts = np.unique(rows // self.source.layout.shard_rows, return_index=True)
+        parts = np.split(rows, starts[1:])
+        found = [
+            stored_rows(self.source, tap, shard, part)
+            for shard, part in zip(shards.tolist(), parts, strict=True)
+        ]
+        return np.concatenate(found)
 
 
-def lines_by_key(folder: FeatureSetFolder) -> dict[RowKey, dict[str, Any]]:
-    """Give the assignment's line of every row in `samples`, by what the row is."""
+def live_rows(folder: FeatureSetFolder) -> dict[RowKey, int]:
+    """Give every row in `samples` by what it is."""
     live = index.sample_rows(folder.path.parent.parent, None, folder.key)
-    return {row_key(line): line for line in Assigned(folder).lines(live)}
+    return {key: row for row, key in keyed_rows(Assigned(folder).keys(live))}
+
+
+def keyed_rows(table: pa.Table) -> Iterator[tuple[int, RowKey]]:
+    """Give the row and the key of each line of an assignment."""
+    keys = zip(*(table[name].to_pylist() for name in ("image_key", "crop", "view")), strict=True)
+    return zip(table["row"].to_pylist(), keys, strict=True)

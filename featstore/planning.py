@@ -9,7 +9,6 @@ import numpy as np
 
 from featstore.assign import (
     Framing,
-    RowKey,
     ShardState,
     Wanted,
     assign,
@@ -21,6 +20,7 @@ from featstore.datasets import open_dataset
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.feature_sets import grow_arrays
 from featstore.items import BadImage, FoundItem, skeleton_of
+from featstore.lines import RowKey
 from featstore.plan import RunOptions
 from featstore.shard_job import Source
 from featstore.shared_shards import ShardTask

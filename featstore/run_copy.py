@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featstore.assign import row_key
-from featstore.feature_copy import lines_by_key
+from featstore.feature_copy import keyed_rows, live_rows
 from featstore.files import PARTIAL, exclusive, read_parquet, write_bytes, write_parquet
 from featstore.latency import latency_path
+from featstore.lines import read_columns
 from featstore.store import StoreFolder
 
 _RECORD = "run.json"
@@ -82,9 +82,9 @@ def _translation(source: StoreFolder, target: StoreFolder, key: str) -> dict[int
 
     Rows that were moved or removed have one too, if their image is there.
     """
-    theirs = {k: line["row"] for k, line in lines_by_key(target.feature_set(key)).items()}
-    lines = source.feature_set(key).assignments().to_pylist()
-    return {line["row"]: theirs[row_key(line)] for line in lines if row_key(line) in theirs}
+    theirs = live_rows(target.feature_set(key))
+    lines = read_columns(source.feature_set(key), ["row", "image_key", "crop", "view"])
+    return {row: theirs[own] for row, own in keyed_rows(lines) if own in theirs}
 
 
 def _copy_run(source: Path, target: Path, numbers: Mapping[int, int]) -> str:
