@@ -11,6 +11,7 @@ import numpy as np
 from featstore.errors import NotFoundError
 from featstore.ledgers import ledgers_of
 from featstore.lines import read_columns
+from featstore.rejected import read_rejections
 from featstore.shards import CRC_BYTES
 from featstore.store import FeatureSetFolder
 
@@ -52,21 +53,21 @@ def occupied(folder: FeatureSetFolder, removed: np.ndarray) -> list[Occupancy]:
     touched = np.unique(shards[is_removed])
     starts = np.searchsorted(shards, touched, "left")
     stops = np.searchsorted(shards, touched, "right")
+    if not len(touched):
+        return []
+    committed, rejected = read_rejections(folder, list(folder.taps))
     found = []
     for shard, start, stop in zip(touched.tolist(), starts, stops, strict=True):
         own, is_gone = rows[start:stop], is_removed[start:stop]
         is_live = np.zeros(len(own), bool)
-        if not is_gone.all():  # where all are gone no ledger need be read
-            is_live = _stored_somewhere(folder, shard, own) & ~is_gone
-        found.append(Occupancy(shard=shard, rows=own, is_removed=is_gone, is_live=is_live))
+        for tap, shards in committed.items():
+            if shard in shards:
+                lines = rejected.get((tap, shard), ())
+                is_live |= ~np.isin(own, [line["row"] for line in lines])
+        found.append(
+            Occupancy(shard=shard, rows=own, is_removed=is_gone, is_live=is_live & ~is_gone)
+        )
     return found
-
-
-def _stored_somewhere(folder: FeatureSetFolder, shard: int, rows: np.ndarray) -> np.ndarray:
-    is_stored = np.zeros(len(rows), bool)
-    for tap in folder.taps:
-        is_stored |= stored_rows(folder, tap, shard, rows)
-    return is_stored
 
 
 def stored_rows(folder: FeatureSetFolder, tap: str, shard: int, rows: np.ndarray) -> np.ndarray:

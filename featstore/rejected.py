@@ -13,8 +13,8 @@ from featstore.sql.scan import Stamp, ledger_stamps
 from featstore.store import FeatureSetFolder
 
 _REJECTED = """
-select ledger.tap, ledger.shard, rows.image_key, rows.crop, rows."view", ledger.reason,
-    ledger.pixel_hash
+select ledger.tap, ledger.shard, ledger."row", rows.image_key, rows.crop, rows."view",
+    ledger.reason, ledger.pixel_hash
 from ledger
 inner join rows using (feature_set, "row")
 where ledger.feature_set = $key and ledger.status <> 'ok'
@@ -24,7 +24,7 @@ _FOLDED = """
 select path, mtime_ns, size from folded where starts_with(path, $folder) order by path
 """
 Rejections = dict[tuple[str, int], list[Mapping[str, Any]]]
-"""Tap and shard to the lines that say so: image_key, crop, view, reason and pixel_hash."""
+"""Tap and shard to the lines that say so: row, image_key, crop, view, reason and pixel_hash."""
 
 
 def read_rejections(
