@@ -1,4 +1,4 @@
-"""`featstore verify`, `reindex`, `gc` and `rm`: keep a store in order."""
+"""`featstore verify` and `reindex`: keep a store in order."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ from cli.progress import ProgressLine
 from cli.tables import count, size
 
 if TYPE_CHECKING:
-    from featstore.cleanup import CleanReport
     from featstore.verify import VerifyReport
-
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only list; delete nothing.")
 
 
 @click.command()
@@ -120,56 +117,3 @@ def reindex(store_path: Path, as_json: bool) -> None:
         print_json(found)
     else:
         click.echo(f"Indexed {', '.join(f'{n:,} {name}' for name, n in found.items())}.")
-
-
-@click.command()
-@click.option("--targets", is_flag=True, help="Delete prepared targets too; training remakes them.")
-@dry_run_option
-@store_option
-@json_option
-def gc(targets: bool, dry_run: bool, store_path: Path, as_json: bool) -> None:
-    """Delete what no committed row, item or run needs: leftovers of interrupted writes.
-
-    \b
-    Example:
-        featstore gc --dry-run
-        featstore gc --targets
-    """
-    from featstore.cleanup import gc as collect
-
-    report = collect(store_path, dry_run=dry_run, targets=targets)
-    for key in report.busy:
-        say(f"Left feature set {key} alone: another process is writing it.")
-    _show_removed(report, dry_run=dry_run, noun="file", as_json=as_json)
-
-
-@click.command()
-@click.argument("feature_set", metavar="FEATURE_SET")
-@store_option
-@json_option
-def rm(feature_set: str, store_path: Path, as_json: bool) -> None:
-    """Delete a feature set for good; items, labels and runs stay.
-
-    FEATURE_SET is a key, the start of one, or a name; `featstore ls` lists them.
-
-    \b
-    Example:
-        featstore rm dinov2_b@224
-        featstore rm 3f9c1d20
-    """
-    from featstore.cleanup import remove_feature_set
-
-    report = remove_feature_set(store_path, feature_set)
-    _show_removed(report, dry_run=False, noun="feature set", as_json=as_json)
-
-
-def _show_removed(report: CleanReport, *, dry_run: bool, noun: str, as_json: bool) -> None:
-    if as_json:
-        print_json({**report.to_json(), "dry_run": dry_run})
-        return
-    for path in report.removed[:MAX_LISTED]:
-        say(path)
-    if len(report.removed) > MAX_LISTED:
-        say(f"... and {len(report.removed) - MAX_LISTED:,} more")
-    verb = "Would remove" if dry_run else "Removed"
-    click.echo(f"{verb} {count(len(report.removed), noun)}, {size(report.bytes)}.")

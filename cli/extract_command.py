@@ -19,7 +19,7 @@ from cli.common import (
     say,
     store_option,
 )
-from cli.params import Size, Tail
+from cli.params import Part, Size, Tail
 from cli.presets_command import complete_preset
 from cli.progress import ProgressLine
 from cli.tables import count, duration, facts, size
@@ -114,8 +114,9 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     "views",
     multiple=True,
     metavar="VIEW[,VIEW...]",
-    help="Views of each image beside the plain one, for training: hflip, or crops:N[,seed=S] for "
-    "N parts of it; repeatable. [default: none]",
+    help="Views of each image beside the plain one: hflip, crops:N[,seed=S] for N parts of it, or, "
+    "of crops around boxes, jitter:N[,seed=S][,amount=0.1] for N of them moved and scaled by up to "
+    "that part; repeatable. [default: none]",
 )
 @click.option(
     "--dtype",
@@ -136,6 +137,27 @@ def _complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: s
     type=click.IntRange(1),
     default=None,
     help="Images a forward pass. [default: chosen for the device]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Run the backbone in N processes of this machine: each has a GPU of its own, or its share "
+    "of the cores. [default: in this process]",
+)
+@click.option(
+    "--scheduler",
+    default=None,
+    metavar="tcp://HOST:PORT",
+    help="Run the backbone on the workers of this Dask scheduler, see docs/CLUSTER.md.",
+)
+@click.option(
+    "--shard-range",
+    type=Part(),
+    default=None,
+    help="Do only the I-th of N parts of the shards and wait for no other, as the tasks of a job "
+    "array do.",
 )
 @click.option("--limit", type=click.IntRange(1), default=None, help="At most this many images.")
 @click.option(
@@ -168,6 +190,8 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
     are added. Ctrl-C or a crash costs at most the shards in flight. Afterwards the backbone is
     timed on ten batches of eight (fewer where it is slow), for `heads figure speed`.
 
+    Several of these may run at once on one store: they share the shards of what they all lack.
+
     \b
     Example:
         featstore extract --backbone dinov2_b --data nyu:/data/nyu --dry-run
@@ -179,7 +203,12 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
         featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --taps block:8 --tail 3
         featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --views hflip
         featstore extract --backbone dinov2_s --data voc:/data/VOC2012 --views crops:4,seed=0
+        featstore extract --backbone dinov2_s --data ap10k:/data/ap-10k --views jitter:2
         featstore extract --for deap-voc --data voc:/data/VOC2012
+        featstore extract --backbone dinov2_b --data voc:/data/VOC2012 --workers 4
+        featstore extract --backbone dinov2_b --data voc:/data/VOC2012
+            --scheduler tcp://login1:8786
+        featstore extract --backbone dinov2_b --data voc:/data/VOC2012 --shard-range 3/16
     """
     for_preset = options.pop("for_preset")
     if for_preset is not None:
@@ -195,7 +224,7 @@ def extract(store_path: Path, as_json: bool, dry_run: bool, **options: Any) -> N
     with resumable(RESUME), ProgressLine() as progress:
         report = extract(store_path, **arguments, progress=progress)
     _show_report(report, as_json=as_json)
-    if report.bad:
+    if report.bad or report.set_aside:
         leave(LEFT_OUT)
 
 
@@ -225,8 +254,8 @@ def _arguments(**options: Any) -> dict[str, Any]:
 
     basis, upscale = options.pop("basis"), options.pop("upscale")
     options["resize"] = compose_resize(options["resize"], basis=basis, upscale=upscale)
-    names = ("splits", "views", "device", "batch_size", "limit", "seed", "on_bad_image")
-    run_options = {name: options.pop(name) for name in names}
+    names = "splits views device batch_size limit seed on_bad_image workers scheduler shard_range"
+    run_options = {name: options.pop(name) for name in names.split()}
     taps = [tap for text in options.pop("taps") for tap in text.split(",")]
     targets, latency = not options.pop("no_targets"), not options.pop("no_latency")
     return {
@@ -241,6 +270,10 @@ def _show_report(report: ExtractReport, *, as_json: bool) -> None:
         say(f"Left out {bad.dataset}/{bad.path}: {bad.reason}")
     if len(report.bad) > MAX_LISTED:
         say(f"... and {len(report.bad) - MAX_LISTED:,} more; --json lists them all.")
+    for shard in report.set_aside:
+        images = ", ".join(shard.images[:MAX_LISTED])
+        more = f" and {len(shard.images) - MAX_LISTED:,} more" * (len(shard.images) > MAX_LISTED)
+        say(f"Set shard {shard.shard} aside: {shard.reason} It holds {images}{more}.")
     if as_json:
         print_json(report.to_json())
         return
@@ -261,4 +294,8 @@ def _show_report(report: ExtractReport, *, as_json: bool) -> None:
         shown["latency"] = f"{found.ms_per_image:.3g} ms an image ({timed})"
     if report.bad:
         shown["left out"] = f"{count(len(report.bad), 'image')}; a rerun tries them again"
+    if report.set_aside:
+        shown["set aside"] = f"{count(len(report.set_aside), 'shard')}; a rerun tries them again"
+    if report.remaining_rows:
+        shown["remaining"] = f"{report.remaining_rows:,} rows, in the other parts"
     click.echo(facts(shown))

@@ -6,15 +6,18 @@ from typing import NoReturn
 
 import click
 
-from cli.care_commands import gc, reindex, rm, verify
+from cli.care_commands import reindex, verify
 from cli.catalogue_commands import backbones, datasets
 from cli.cka_command import cka
 from cli.common import SETTINGS, run_and_exit
+from cli.copy_commands import copy, merge
 from cli.demo import demo
 from cli.extract_command import extract
+from cli.removal_commands import compact, gc, rm
 from cli.show_features_command import show
 from cli.sql_command import sql
 from cli.store_commands import info, ls
+from cli.usage_command import du
 from featstore.version import __version__
 
 
@@ -44,8 +47,12 @@ COMMANDS = (
     sql,
     verify,
     reindex,
-    gc,
+    du,
     rm,
+    compact,
+    gc,
+    copy,
+    merge,
     demo,
 )
 for command in COMMANDS:

@@ -54,6 +54,36 @@ class Tail(click.ParamType[int | str]):
         return int(value)
 
 
+class Seconds(click.ParamType[float]):
+    """``N`` seconds, or with a unit ``90s``, ``15m``, ``1h``, ``2d``."""
+
+    name = "SECONDS|1h"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Give the seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value)
+        if match is None:
+            self.fail(f"{value!r} is no time. Give it as 3600, 90s, 15m, 1h or 2d.", param, ctx)
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+class Part(click.ParamType[tuple[int, int]]):
+    """``I/N``: the I-th of N parts, counted from 1."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Give (I, N)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)/(\d+)", value)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is no part. Give it as 1/4, 2/4, ... 4/4.", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 class Counts(click.ParamType[tuple[int, ...]]):
     """``N`` or ``N,N,...``, all positive."""
 

@@ -64,9 +64,8 @@ if TYPE_CHECKING:
 @click.option(
     "--box-scale",
     type=click.FloatRange(0, min_open=True),
-    default=1.25,
-    show_default=True,
-    help="Side of a crop, in longer sides of the box; that of the images learned from.",
+    default=None,
+    help="Side of a crop, in longer sides of the box. [default: that of the images learned from]",
 )
 @click.option(
     "--min-score",

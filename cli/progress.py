@@ -19,6 +19,8 @@ _UNITS = {
     "extract": "images",
     "verify": "shards",
     "index": "files",
+    "copy": "rows",
+    "compact": "shards",
     "train": "steps",
     "targets": "labels",
     "evaluate": "images",

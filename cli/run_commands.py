@@ -56,6 +56,12 @@ run_argument = click.argument("run", metavar="RUN")
     "[default: those it learned from]",
 )
 @click.option(
+    "--view",
+    default=None,
+    metavar="VIEW",
+    help="Measure in this stored view, such as jitter:0:0, worse boxes. [default: plain]",
+)
+@click.option(
     "--tta",
     type=click.Choice(["hflip"]),
     default=None,
@@ -68,6 +74,12 @@ run_argument = click.argument("run", metavar="RUN")
     metavar="NAME",
     help="Measure on images of this label alone, from the store's split, held out or not. "
     "[default: that of the token file, else all]",
+)
+@click.option(
+    "--with-support",
+    is_flag=True,
+    default=None,
+    help="Measure on images too that the token of --token FILE has learned from.",
 )
 @device_option
 @store_option
@@ -98,6 +110,7 @@ def evaluate(
         heads evaluate @last --against ridge
         heads evaluate @last --feature-set dinov2_b@480x640
         heads evaluate @last --tta hflip
+        heads evaluate @last --view jitter:0:0
         heads evaluate @last --split all --token fox.safetensors
         heads evaluate @last --split all --token mean --identity fox
     """
@@ -113,8 +126,12 @@ def evaluate(
         whom = f" of {report.identity}" if report.identity else ""
         token = "" if report.token == "own" else f", token {report.token}"
         averaged = f", averaged over {report.tta}" if report.tta else ""
-        images = f"{count(report.images, 'image')}{whom} of {report.split}{token}{averaged}"
+        view = "" if report.view == "plain" else f", view {report.view}"
+        images = f"{count(report.images, 'image')}{whom} of {report.split}{token}{view}{averaged}"
         click.echo(f"{answers}{report.run_id}, {images}\n")
+        if report.support:
+            n_support = count(report.support, "image")
+            click.echo(f"Left out: {n_support} that the token has learned from.\n")
         click.echo(metrics(report.metrics, report.intervals))
         click.echo(report.note)
     if report.left_out:
@@ -126,7 +143,7 @@ def _measure(run: str, baseline: str | None, options: dict[str, Any]) -> Evaluat
         from heads.evaluate import evaluate as measure
 
         return measure(run, **{name: v for name, v in options.items() if v is not None})
-    for name in ("queries", "feature_set", "tta", "token", "identity"):
+    for name in ("queries", "feature_set", "view", "tta", "token", "identity", "with_support"):
         if options.pop(name) is not None:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} asks a head; leave it out with --against."

@@ -30,7 +30,9 @@ select
     count(ledger."row") filter (where status <> 'ok') as n_rejected
 from feature_sets
 left join taps using (feature_set)
-left join ledger using (feature_set, tap)
+left join (
+    select * from ledger anti join tombstones using (feature_set, "row")
+) as ledger using (feature_set, tap)
 group by all
 order by feature_set, tap
 """

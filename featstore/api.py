@@ -12,8 +12,11 @@ import pyarrow as pa
 from featstore import index, labels, stream
 from featstore.errors import NotFoundError
 from featstore.feature_sets import FinalNorm, find_feature_set, read_final_norm
+from featstore.ledgers import ledgers_of
+from featstore.lines import read_columns
 from featstore.plan import ExtractPlan
 from featstore.store import (
+    PLACEMENT_COLUMNS,
     FeatureSetFolder,
     StoreFolder,
     create_folder,
@@ -36,7 +39,7 @@ class FeatureSet:
     def __init__(self, store: Store, folder: FeatureSetFolder) -> None:
         self.store = store
         self.folder = folder
-        self._placements: dict[int, Placement] | None = None
+        self._placements: pa.Table | None = None
 
     def __repr__(self) -> str:
         return f"FeatureSet({self.name!r}, key={self.key!r}, taps={list(self.taps)})"
@@ -102,9 +105,19 @@ class FeatureSet:
     def placements(self, rows: Sequence[int] | np.ndarray) -> dict[int, Placement]:
         """Tell how the image of each row was drawn into the backbone's input."""
         if self._placements is None:
-            table = self.folder.assignments().to_pylist()
-            self._placements = {line["row"]: placement_from_row(line) for line in table}
-        return {int(row): self._placements[int(row)] for row in rows}
+            self._placements = read_columns(self.folder, ["row", *PLACEMENT_COLUMNS])
+        wanted = np.unique(np.asarray(rows, np.int64))
+        at = np.searchsorted(self._placements["row"].to_numpy(), wanted)
+        known = self._placements.take(pa.array(at[at < len(self._placements)])).to_pylist()
+        found = {line["row"]: placement_from_row(line) for line in known}
+        return {int(row): found[int(row)] for row in rows}
+
+    def current_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tell which rows have the numbers of these now: others only where a compaction moved them.
+
+        Rows can be read by either number; `samples` lists the current one.
+        """
+        return ledgers_of(self.folder).tombstones().current(np.asarray(rows, np.int64))
 
     def samples(self, where: str | None = None) -> pa.Table:
         """List the committed rows with their items; see `Store.samples`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pyarrow as pa
 from featstore.files import next_number, write_parquet
 from featstore.geometry import clip_box, place
 from featstore.items import FoundItem
-from featstore.ledger import read_ledger
+from featstore.lines import Assigned, Lines, n_assigned_rows
+from featstore.lines import RowKey as RowKey  # callers name it beside `row_key`
+from featstore.rejected import read_rejections
 from featstore.store import (
     ASSIGNMENT_SCHEMA,
     FeatureSetFolder,
@@ -20,10 +23,9 @@ from featstore.store import (
     parse_crop,
     placement_columns,
 )
-from featstore.views import region_of
-
-RowKey = tuple[str, str, str]
-"""Image key, crop and view: what a row is."""
+from featstore.tombstones import rows_out_of_force
+from featstore.types import Box
+from featstore.views import HFLIP, PLAIN, is_jitter, jittered, region_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,35 +73,35 @@ class ShardState:
     """What the ledgers of one shard say, tap by tap."""
 
     shard: int
-    lines: tuple[Mapping[str, Any], ...]  # of the assignment, rows ascending
+    lines: Lines  # of the assignment, rows ascending
     committed: frozenset[str]  # taps
     rejected: Mapping[str, Mapping[RowKey, Mapping[str, Any]]]  # tap -> key -> ledger line
+    removed: frozenset[int] = frozenset()  # rows that count for nothing
 
 
 def shard_states(folder: FeatureSetFolder, taps: Iterable[str]) -> list[ShardState]:
     """Read how far every assigned shard is for `taps`, ascending."""
-    by_shard: dict[int, list[Mapping[str, Any]]] = {}
-    for line in folder.assignments().to_pylist():
-        by_shard.setdefault(folder.layout.shard_of(line["row"]), []).append(line)
-    present = {tap: set(folder.committed_shards(tap)) for tap in taps}
-    return [
-        ShardState(
-            shard=shard,
-            lines=tuple(lines),
-            committed=frozenset(tap for tap, shards in present.items() if shard in shards),
-            rejected={
-                tap: _rejected(folder, tap, shard)
-                for tap, shards in present.items()
-                if shard in shards
-            },
+    present, rejections = read_rejections(folder, list(taps))
+    rejected: dict[int, dict[str, dict[RowKey, Mapping[str, Any]]]] = {}
+    for (tap, shard), told in rejections.items():
+        if shard in present.get(tap, ()):
+            by_key = {row_key(line): line for line in told}
+            rejected.setdefault(shard, {})[tap] = by_key
+    sets = {held: held for held in [frozenset(present)]}  # one object for the many equal ones
+    removed = rows_out_of_force(folder)
+    states = []
+    for shard, lines in Assigned(folder).shards(folder.layout.shard_rows):
+        committed = frozenset(tap for tap, shards in present.items() if shard in shards)
+        states.append(
+            ShardState(
+                shard=shard,
+                lines=lines,
+                committed=sets.setdefault(committed, committed),
+                rejected=rejected.get(shard, {}),
+                removed=frozenset(removed.intersection(lines.rows.tolist()) if removed else ()),
+            )
         )
-        for shard, lines in sorted(by_shard.items())
-    ]
-
-
-def _rejected(folder: FeatureSetFolder, tap: str, shard: int) -> dict[RowKey, Mapping[str, Any]]:
-    table = read_ledger(folder, tap, shard).to_pylist()
-    return {row_key(line): line for line in table if line["status"] != "ok"}
+    return states
 
 
 def assign(
@@ -113,36 +115,56 @@ def assign(
     ordered = sorted(rows, key=lambda row: row.key)
     if not ordered:
         return
-    assigned = folder.assignments()
-    used = 0 if assigned.num_rows == 0 else int(assigned["row"][-1].as_py()) + 1
-    first = folder.layout.next_free_row(used)
+    first = folder.layout.next_free_row(n_assigned_rows(folder))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
-    lines = [
-        {"row": first + place_in_order, **assignment_line(framing, ordered[int(position)])}
-        for place_in_order, position in enumerate(order)
-    ]
+    columns = list(zip(*(_values(framing, ordered[at]) for at in order.tolist()), strict=True))
+    rows_column = pa.array(np.arange(first, first + len(ordered)))
+    table = pa.Table.from_arrays(
+        [
+            rows_column if field.name == "row" else pa.array(columns[at - 1], field.type)
+            for at, field in enumerate(ASSIGNMENT_SCHEMA)
+        ],
+        schema=ASSIGNMENT_SCHEMA,
+    )
     number = next_number(folder.assignment_paths())
-    path = folder.path / "assignments" / f"{number:05d}.parquet"
-    write_parquet(path, pa.Table.from_pylist(lines, schema=ASSIGNMENT_SCHEMA))
+    write_parquet(folder.path / "assignments" / f"{number:05d}.parquet", table)
 
 
 def assignment_line(framing: Framing, row: Wanted) -> dict[str, Any]:
     """Give the columns of one assigned row, but for its number."""
+    return dict(zip(ASSIGNMENT_SCHEMA.names[1:], _values(framing, row), strict=True))
+
+
+def _values(framing: Framing, row: Wanted) -> tuple[Any, ...]:
+    """Give the values of one assigned row in the order of the columns, but for its number."""
     key, crop, view = row.key
     # Imported features may have no image; their frame then is the grid itself.
     source_hw = (row.found.height, row.found.width) if row.found.height else framing.input_hw
+    # The image decides the place of a view that is drawn at random only.
+    drawn_from = "" if view in (PLAIN, HFLIP) else key
+    placement = _placement(framing, source_hw, crop, view, drawn_from)
+    return (key, crop, view, *placement, row.dataset, row.found.item.path)
+
+
+@lru_cache(maxsize=4096)
+def _placement(
+    framing: Framing, source_hw: tuple[int, int], crop: str, view: str, drawn_from: str
+) -> tuple[Any, ...]:
     placement = place(
         source_hw=source_hw,
-        crop=region_of(view, key, clip_box(parse_crop(crop), source_hw)),
+        crop=_region(view, drawn_from, crop, source_hw),
         input_hw=framing.input_hw,
         resize=framing.resize,
         view=view,
     )
-    return {
-        "image_key": key,
-        "crop": crop,
-        "view": view,
-        **placement_columns(placement),
-        "dataset": row.dataset,
-        "path": row.found.item.path,
-    }
+    columns = placement_columns(placement)
+    return tuple(columns[name] for name in ASSIGNMENT_SCHEMA.names if name in columns)
+
+
+def _region(view: str, key: str, crop: str, source_hw: tuple[int, int]) -> Box:
+    """Give the part of the image that a row shows; a jittered one may hang over."""
+    box = parse_crop(crop)
+    if is_jitter(view):
+        assert box is not None, "`planning.select_items` refuses items without a crop"
+        return jittered(view, key, box, source_hw)
+    return region_of(view, key, clip_box(box, source_hw))

@@ -26,6 +26,7 @@ from featstore.shards import ShardLayout, find_layout
 from featstore.store import FeatureSetFolder, StoreFolder
 from featstore.tail_file import TAIL_FILE, check_tail
 from featstore.taps import tap_folder
+from featstore.tombstones import tombstone_paths
 from featstore.types import Progress, ProgressCallback, TapShape
 
 _LEDGER = re.compile(r"\d{5,}\.parquet")
@@ -123,6 +124,7 @@ class _FeatureSetCheck:
         self.folder = folder
         self.assigned: pa.Table | None = None  # its keys, rows ascending; None: damaged
         self.rows = np.empty(0, np.int64)
+        self.removed: set[int] = set()
 
     def run(self, progress: ProgressCallback) -> None:
         """Check it all."""
@@ -208,16 +210,26 @@ class _FeatureSetCheck:
             check_tail(self.folder)
         except FormatError as error:
             self.findings.add("tail", self.folder.path / TAIL_FILE, str(error))
-        for path in sorted((self.folder.path / "tombstones").glob("*.parquet")):
-            try:
-                read_parquet(path, columns=["row"])
-            except FeatstoreError as error:
-                self.findings.add("tombstones", path, f"{error} {_RESTORE}")
+        self._check_tombstones()
         for path in sorted(self.folder.path.glob(f"*{PARTIAL}")):
             self.findings.add_waste(path)
         for name in ("assignments", "tombstones"):
             for path in sorted((self.folder.path / name).glob(f"*{PARTIAL}")):
                 self.findings.add_waste(path)
+
+    def _check_tombstones(self) -> None:
+        for path in tombstone_paths(self.folder):
+            try:
+                table = read_parquet(path)
+                self.removed.update(table["row"].to_pylist())
+                targets = table["moved_to"] if "moved_to" in table.column_names else pa.array([])
+            except (FeatstoreError, KeyError) as error:
+                self.findings.add("tombstones", path, f"{error} {_RESTORE}")
+                continue
+            lost = set(targets.drop_null().to_pylist()).difference(self.rows.tolist())
+            if lost and self.assigned is not None:
+                text = f"{path} moves rows to {min(lost)}, which no assignment names. {_RESTORE}"
+                self.findings.add("tombstones", path, text)
 
     def _check_file(self, tap: str, array: str, path: Path, committed: list[int]) -> None:
         """Find files that belong to no shard, and what interrupted writes left."""
@@ -243,7 +255,13 @@ class _FeatureSetCheck:
             layouts = self._layouts(tap, taps[tap], known)
             for shard, keys in expected.items():
                 stored |= check_shard(
-                    self.findings, self.folder, tap, shard, expected=keys, layouts=layouts
+                    self.findings,
+                    self.folder,
+                    tap,
+                    shard,
+                    expected=keys,
+                    layouts=layouts,
+                    removed=self.removed,
                 )
                 done += 1
                 progress(Progress(stage="verify", done=done, total=total))

@@ -5,27 +5,43 @@ Nothing is deleted while a process that may need it holds its lock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featstore.errors import ConflictError, FormatError
+import numpy as np
+
+from featstore.claims import (
+    Holder,
+    claims_folder,
+    claims_lock,
+    holder_of,
+    is_dead_partial,
+    live_claims,
+)
+from featstore.errors import ConflictError, FormatError, invalid
 from featstore.feature_sets import find_feature_set
 from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
 from featstore.latency import latency_path
+from featstore.occupancy import files_to_free, occupied
 from featstore.remote.location import refuse_remote
 from featstore.store import FeatureSetFolder, StoreFolder, open_folder
+from featstore.tombstones import read_tombstones
 from featstore.types import TapShape
 
 _REMOVED = ".removed"
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)  # FormatError aside
 _RUN_LOCKS = (".lock", ".lock.holder")
 _PURPOSE = "collecting waste"
+GRACE_S = 3600.0
+"""How long the numbers of a removed row stay, for streams that were begun before."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,6 +51,8 @@ class CleanReport:
     store: str
     removed: list[str] = field(default_factory=list)  # relative to the store
     bytes: int = 0
+    waiting_bytes: int = 0  # of removed rows, which may be in use: their grace period runs
+    waiting_s: float = 0.0  # until the last of them can go
     busy: list[str] = field(default_factory=list)  # left alone: another process writes there
 
     def to_json(self) -> dict[str, Any]:
@@ -42,28 +60,38 @@ class CleanReport:
         return asdict(self)
 
 
-def gc(store_path: str | Path, *, dry_run: bool = False, targets: bool = False) -> CleanReport:
+def gc(
+    store_path: str | Path,
+    *,
+    dry_run: bool = False,
+    targets: bool = False,
+    grace_s: float = GRACE_S,
+) -> CleanReport:
     """Delete what no committed row, item or run needs.
 
-    These are files of interrupted writes, shards that were written but never committed, and what
-    interrupted removals left. Whatever another process is writing is left alone.
+    These are files of interrupted writes, shards that were written but never committed, what
+    interrupted removals left, and shards of which every row was removed or moved. Whatever
+    another process is writing is left alone.
 
     Args:
         store_path: Store.
         dry_run: Only list.
         targets: Delete the prepared targets too; the next training makes them again.
+        grace_s: Seconds for which a removed row's numbers stay, for streams that were begun
+            before; 0 deletes at once, and such a stream stops with a message.
 
     Raises:
         NotFoundError: There is no store.
         FormatError: The attributes of a feature set are damaged, so nobody knows what it needs.
         StorageError: The disk refused.
     """
+    if not grace_s >= 0:
+        raise invalid("grace_s", grace_s, "0 or more seconds")
     store = open_folder(Path(store_path))
     refuse_remote(store.path, "gc")
     sweep = _Sweep(store, dry_run=dry_run)
     for path in _folders(store.path / "feature_sets"):
-        lock = store.locks_path / f"{path.name}.lock"
-        sweep.do(lock, path.name, partial(_feature_set_waste, path))
+        sweep.feature_set(path, grace_s)
     for path in _folders(store.path / _REMOVED):
         key = path.name.partition(".")[0]
         sweep.do(store.locks_path / f"{key}.lock", key, partial(_files, path), folder=path)
@@ -86,6 +114,9 @@ def gc(store_path: str | Path, *, dry_run: bool = False, targets: bool = False) 
     return sweep.report
 
 
+Guard = Callable[[Sequence[Path]], contextlib.AbstractContextManager[Sequence[Path]]]
+
+
 class _Sweep:
     """One collection: where, whether for real, and what it took so far."""
 
@@ -101,22 +132,52 @@ class _Sweep:
         find: Callable[[], Iterable[Path]],
         *,
         folder: Path | None = None,
+        guard: Guard = contextlib.nullcontext,
     ) -> None:
         """Delete the files that `find` gives, and then `folder`, under a lock.
 
-        Where another process holds it, `name` is reported as busy instead.
+        Where another process holds it, `name` is reported as busy instead. Within `guard`, those
+        that it gives of the files found are deleted.
         """
         if self.dry_run and not self.store.is_writable:
             self._list(find())  # nobody can be writing it
             return
         try:
-            with exclusive(lock, purpose=_PURPOSE):
-                paths = list(find())
+            with exclusive(lock, purpose=_PURPOSE), guard(list(find())) as paths:
                 self._list(paths)
                 if not self.dry_run:
                     _delete(paths, folder)
         except ConflictError:
             self.report.busy.append(name)
+
+    def feature_set(self, path: Path, grace_s: float) -> None:
+        """Sweep a feature set, but for what the holders of claims are writing."""
+        lock = self.store.locks_path / f"{path.name}.lock"
+        freed: dict[Path, int] = {}
+
+        def find() -> Iterator[Path]:
+            if (path / "zarr.json").exists():  # else begun and never made, or damaged
+                folder = FeatureSetFolder(path)
+                _taps(folder)
+                freed.update(_removed_shards(folder, self.report, grace_s))
+            yield from freed
+            yield from _feature_set_waste(path)
+
+        self.do(lock, path.name, find, guard=partial(self._unclaimed, path, freed))
+
+    @contextlib.contextmanager
+    def _unclaimed(
+        self, path: Path, freed: Mapping[Path, int], waste: Sequence[Path]
+    ) -> Iterator[Sequence[Path]]:
+        """Choose what no claim protects, and keep it so for as long as the files are deleted."""
+        if not waste:
+            yield waste
+            return
+        with claims_lock(self.store, path.name, purpose=_PURPOSE):
+            live = live_claims(self.store, path.name)
+            if live:
+                self.report.busy.append(path.name)
+            yield [file for file in waste if _is_unclaimed(path, file, live, freed)]
 
     def _list(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -128,9 +189,20 @@ def _delete(paths: Iterable[Path], folder: Path | None) -> None:
     for path in paths:
         with storage_errors(path):
             path.unlink(missing_ok=True)
+            _remove_empty(path.parent)
     if folder is not None:
         with storage_errors(folder):
             shutil.rmtree(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Delete the folders of a shard, which bear numbers below `c`, if nothing is left in them."""
+    if "c" not in folder.parts:
+        return
+    with contextlib.suppress(OSError):  # it is not empty, or gone
+        while folder.name.isdecimal():
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -171,6 +243,40 @@ def _feature_set_waste(path: Path) -> Iterator[Path]:
                     yield file
 
 
+def _removed_shards(
+    folder: FeatureSetFolder, report: CleanReport, grace_s: float
+) -> dict[Path, int]:
+    """List the files, each with its shard, of shards in which nothing counts any more."""
+    found: dict[Path, int] = {}
+    tombstones = read_tombstones(folder)
+    now = time.time()
+    for one in occupied(folder, tombstones.rows):
+        if not one.is_empty:
+            continue
+        places = np.searchsorted(tombstones.rows, one.rows[one.is_removed])
+        wait_s = float(tombstones.removed_at[places].max()) + grace_s - now
+        files = files_to_free(folder, one)
+        if files and grace_s and wait_s > 0:
+            report.waiting_bytes += sum(file.stat().st_size for file in files)
+            report.waiting_s = max(report.waiting_s, wait_s)
+        else:
+            found.update(dict.fromkeys(files, one.shard))
+    return found
+
+
+def _is_unclaimed(
+    path: Path, file: Path, live: Mapping[int, Holder], freed: Mapping[Path, int]
+) -> bool:
+    """Tell whether a file that looked like waste still does, and nobody is about to commit it."""
+    if file in freed:
+        return freed[file] not in live
+    if file.name.endswith(PARTIAL):
+        return is_dead_partial(file, live)
+    tap, _, _, shard, *_ = file.relative_to(path).parts
+    ledger = path / "ledger" / tap / f"{int(shard):05d}.parquet"
+    return int(shard) not in live and not ledger.exists()
+
+
 def _taps(folder: FeatureSetFolder) -> dict[str, TapShape]:
     try:
         return folder.taps
@@ -178,7 +284,7 @@ def _taps(folder: FeatureSetFolder) -> dict[str, TapShape]:
         raise FormatError(f"{folder.path}/zarr.json is damaged. Restore it from a copy.") from error
 
 
-def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
+def remove_feature_set(store_path: str | Path, name: str, *, dry_run: bool = False) -> CleanReport:
     """Delete one feature set for good; items, labels and runs stay.
 
     It is moved aside first, in one step: whatever happens then, it is gone or whole.
@@ -186,6 +292,7 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
     Args:
         store_path: Store.
         name: Key, unique prefix of one, or name.
+        dry_run: Only list.
 
     Raises:
         NotFoundError: There is no such feature set.
@@ -198,13 +305,28 @@ def remove_feature_set(store_path: str | Path, name: str) -> CleanReport:
     report = CleanReport(store=str(store.path))
     purpose = f"removing feature set {folder.key}"
     aside = store.path / _REMOVED / f"{folder.key}.{os.getpid()}-{secrets.token_hex(4)}"
-    with exclusive(store.locks_path / f"{folder.key}.lock", purpose=purpose):
+    with (
+        exclusive(store.locks_path / f"{folder.key}.lock", purpose=purpose),
+        claims_lock(store, folder.key, purpose=purpose),
+    ):
+        _refuse_claimed(store, folder.key)
         report.bytes = sum(path.lstat().st_size for path in _files(folder.path))
         report.removed.append(folder.path.relative_to(store.path).as_posix())
+        if dry_run:
+            return report
         with storage_errors(folder.path):
             aside.parent.mkdir(exist_ok=True)
             folder.path.rename(aside)
             fsync_path(folder.path.parent)
             shutil.rmtree(aside)
             latency_path(store.path, folder.key).unlink(missing_ok=True)
+            shutil.rmtree(claims_folder(store, folder.key))  # of processes that died
     return report
+
+
+def _refuse_claimed(store: StoreFolder, key: str) -> None:
+    for shard in live_claims(store, key):
+        raise ConflictError(
+            f"{holder_of(store, key, shard)}. Wait for it to finish, or stop it, and run this "
+            "again."
+        )

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from featstore.items import read_dataset
+from featstore.lines import read_columns
 from featstore.remote.location import shown
 from featstore.store import FeatureSetFolder, StoreFolder
 
@@ -30,7 +31,7 @@ def extract_command(
     store = StoreFolder(folder.path.parents[1])
     words = ["featstore", "extract", "--store", shown(store.path)]
     words += ["--backbone", str(folder.attributes["backbone"].get("name", "NAME"))]
-    for dataset in sorted(set(folder.assignments()["dataset"].to_pylist())):
+    for dataset in sorted(read_columns(folder, ["row", "dataset"])["dataset"].unique().to_pylist()):
         words += ["--data", f"{dataset}={read_dataset(store, dataset)['spec']}"]
     if taps:
         words += ["--taps", ",".join(taps)]

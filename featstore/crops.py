@@ -30,9 +30,31 @@ def square_crop(box: Box, *, scale: float, image_hw: tuple[int, int] | None) -> 
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     side = scale * max(box[2] - box[0], box[3] - box[1])
     x0, y0 = (box[0] + box[2] - side) / 2, (box[1] + box[3] - side) / 2
+    square = (x0, y0, x0 + side, y0 + side)
     if image_hw is not None and _overlaps(box, image_hw):
-        x0, y0 = _moved(x0, side, image_hw[1]), _moved(y0, side, image_hw[0])
-    return (round(x0, 2), round(y0, 2), round(x0 + side, 2), round(y0 + side, 2))
+        return inside(square, image_hw)
+    return _rounded(square)
+
+
+def inside(region: Box, image_hw: tuple[int, int]) -> Box:
+    """Move a region into the image; along a side where it is longer, it then covers the image.
+
+    Args:
+        region: In continuous pixels of the image.
+        image_hw: Height and width of the image.
+
+    Returns:
+        Corners in hundredths of a pixel.
+    """
+    x0, y0, x1, y1 = region
+    width, height = x1 - x0, y1 - y0
+    x0, y0 = _moved(x0, width, image_hw[1]), _moved(y0, height, image_hw[0])
+    return _rounded((x0, y0, x0 + width, y0 + height))
+
+
+def _rounded(box: Box) -> Box:
+    x0, y0, x1, y1 = (round(value, 2) for value in box)
+    return (x0, y0, x1, y1)
 
 
 def _overlaps(box: Box, image_hw: tuple[int, int]) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featstore.assign import Framing, RowKey, row_key
+from featstore.claims import sweep_partials
 from featstore.codecs import LIMITS
 from featstore.errors import BadImageError, InvalidInputError
 from featstore.feature_sets import NewFeatureSet, ensure_feature_set, plan_difference
@@ -19,10 +20,11 @@ from featstore.items import BadImage, FoundItem, find_items, write_items
 from featstore.labels import store_labels
 from featstore.latency import Latency
 from featstore.plan import RunOptions
-from featstore.planning import Work, bad_rows, plan_work
+from featstore.planning import Work, bad_rows, decodes, plan_work
 from featstore.remote.location import shown
-from featstore.shard_job import Source, run_jobs
-from featstore.store import FeatureSetFolder, StoreFolder, complete_folder, create_folder, is_store
+from featstore.shard_job import Pace, Source
+from featstore.shared_shards import Crew, Outcome, SerialCrew, ShardTask
+from featstore.store import FeatureSetFolder, StoreFolder, ensure_folder
 from featstore.tail_file import find_tail
 from featstore.types import (
     FeatureReader,
@@ -34,6 +36,18 @@ from featstore.types import (
     TapShape,
 )
 from featstore.version import __version__
+
+_PATIENCE_S = 86_400.0
+"""How long to wait for another process that records the same images, which may take hours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetAside:
+    """A shard that nobody does any more, and why."""
+
+    shard: int
+    images: tuple[str, ...]  # "dataset/path"
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,12 +62,14 @@ class ExtractReport:
     tail: int  # blocks of the backbone that are stored with the feature set
     rows: int  # of the images asked for, stored now
     new_rows: int
-    reused_rows: int
+    reused_rows: int  # were there, or came from another process meanwhile
     bad: tuple[BadImage, ...]
     bytes: int  # of `rows`, as they lie on the disk
     seconds: float
     images_per_second: float  # of the new rows, the loading of the model left out
     latency: Latency | None = None  # of the backbone, where it was asked for
+    set_aside: tuple[SetAside, ...] = ()  # by a cluster, whose workers died of them
+    remaining_rows: int = 0  # of the images asked for, in the parts of other runs
 
     def to_json(self) -> dict[str, Any]:
         """Give JSON values; `bad_images` counts, `bad` lists."""
@@ -83,17 +99,9 @@ class Extraction:
         self.n_threads = options.n_threads or os.cpu_count() or 1
         self.bad: list[BadImage] = []
 
-    @contextlib.contextmanager
-    def locked_store(self, key: str) -> Iterator[StoreFolder]:
-        """Open or make the store and hold the feature set's writer lock."""
-        if is_store(self.path):
-            store = complete_folder(self.path)
-        else:
-            store = create_folder(self.path, library=__version__)
-        purpose = f"extracting into feature set {key}"
-        with exclusive(store.locks_path / f"{key}.lock", purpose=purpose):
-            remove_partials(store.path / "feature_sets" / key)
-            yield store
+    def open_store(self) -> StoreFolder:
+        """Open or make the store."""
+        return ensure_folder(self.path, library=__version__)
 
     def run(
         self,
@@ -104,17 +112,52 @@ class Extraction:
         framing: Framing,
         source: Source,
         batch_size: int,
+        crew: Crew | None = None,
     ) -> ExtractReport:
-        """Record the items, make the feature set, do the shards that are missing."""
+        """Record the items, make the feature set, do the shards that are missing.
+
+        `crew` does them; None: this process, from `source`.
+        """
         found = self._record_items(store)
-        self._announce(store, new)
-        folder = ensure_feature_set(store, new, shapes)
         taps = [shape.tap for shape in shapes]
-        work = plan_work(folder, framing, taps, found, options=self.options, source=source)
+        folder, work = self._plan(store, new, shapes, found, framing=framing, source=source)
         began = time.perf_counter()
-        stored = self._do_shards(work, source, batch_size, LIMITS[new.dtype])
+        crew = crew or SerialCrew(source, purpose=_purpose(new.key))
+        pace = Pace(batch_size=batch_size, n_threads=self.n_threads, limit=LIMITS[new.dtype])
+        done = self._do_shards(folder, work, crew, pace)
         seconds = time.perf_counter() - began
-        return self._report(folder, taps, work, stored, seconds)
+        return self._report(folder, taps, work, done, seconds)
+
+    def _plan(
+        self,
+        store: StoreFolder,
+        new: NewFeatureSet,
+        shapes: Sequence[TapShape],
+        found: Mapping[str, Sequence[FoundItem]],
+        *,
+        framing: Framing,
+        source: Source,
+    ) -> tuple[FeatureSetFolder, Work]:
+        """Make the feature set and assign rows: the only part that other writers wait for."""
+        taps = [shape.tap for shape in shapes]
+        tried: dict[RowKey, bool] = {}
+        while True:
+            with self._locked(store.locks_path / f"{new.key}.lock", _purpose(new.key)):
+                self._announce(store, new)
+                folder = ensure_feature_set(store, new, shapes)
+                sweep_partials(store, folder)
+                work = plan_work(folder, framing, taps, found, options=self.options, tried=tried)
+            if not work.untried:
+                return folder, work
+            tried |= {key: decodes(source, work.wanted[key], framing) for key in work.untried}
+
+    def _locked(self, lock: Path, purpose: str) -> contextlib.AbstractContextManager[None]:
+        """Hold a lock, however long another process needs it; whose it is, is told."""
+
+        def tell(holder: str) -> None:
+            self.progress(Progress(stage="items", message=f"Waiting for: {holder}."))
+
+        return exclusive(lock, purpose=purpose, timeout_s=_PATIENCE_S, on_wait=tell)
 
     def _record_items(self, store: StoreFolder) -> dict[str, list[FoundItem]]:
         """Hash the images, then store items, labels and thumbnails."""
@@ -134,7 +177,7 @@ class Extraction:
             )
         for reader in self.readers:
             lock = store.locks_path / f"items-{reader.name}.lock"
-            with exclusive(lock, purpose="recording items", timeout_s=600):
+            with self._locked(lock, f"recording the items of {reader.name}"):
                 self._record(store, reader, found[reader.name])
         return found
 
@@ -176,43 +219,41 @@ class Extraction:
                 )
                 self.progress(Progress(stage="extract", message=text))
 
-    def _do_shards(self, work: Work, source: Source, batch_size: int, limit: float) -> set[RowKey]:
-        """Do the jobs; give the keys that are stored now."""
-        total = sum(len(job.lines) for job in work.jobs)
-        stored: set[RowKey] = set()
-        rejected: dict[RowKey, str] = {}
-        done = 0
+    def _do_shards(self, folder: FeatureSetFolder, work: Work, crew: Crew, pace: Pace) -> _Done:
+        """Have this run's part of the tasks done."""
+        tasks = [task for task in work.tasks if self.options.has_shard(task.shard)]
+        total = sum(len(task.lines) for task in tasks)
+        n_done = 0
 
         def count(n_rows: int) -> None:
-            nonlocal done
-            done += n_rows
-            self.progress(Progress(stage="extract", done=done, total=total))
+            nonlocal n_done
+            n_done += n_rows
+            self.progress(Progress(stage="extract", done=n_done, total=total))
 
+        def tell(message: str) -> None:
+            self.progress(Progress(stage="extract", message=message))
+
+        done = _Done(left=[task for task in work.tasks if not self.options.has_shard(task.shard)])
         self._leave_out(bad_rows(work, {}))
-        for result in run_jobs(
-            work.jobs,
-            source,
-            batch_size=batch_size,
-            n_threads=self.n_threads,
-            limit=limit,
-            on_batch=count,
-        ):
-            keys = {line["row"]: row_key(line) for line in result.job.lines}
-            rejected = {keys[row]: why for row, why in result.rejected.items()}
-            stored.update(key for row, key in keys.items() if row not in result.rejected)
-            self._leave_out(bad_rows(work, rejected, only_new=True))
-        return stored
+        outcomes = crew.do(folder, tasks, pace=pace, on_rows=count, tell=tell)
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                self._leave_out(bad_rows(work, done.add(outcome), only_new=True))
+        return done
 
     def _report(
         self,
         folder: FeatureSetFolder,
         taps: Sequence[str],
         work: Work,
-        stored: set[RowKey],
+        done: _Done,
         seconds: float,
     ) -> ExtractReport:
-        new = len((stored & set(work.wanted)) - work.reused)
-        rows = len(work.reused) + new
+        wanted = set(work.wanted)
+        reused = work.reused | (done.by_others & wanted)
+        new = (done.by_us & wanted) - reused
+        lines = ((r, task.removed) for task in done.left for r in task.lines)
+        remaining = {row_key(r) for r, removed in lines if r["row"] not in removed} & wanted
         tail = find_tail(folder)
         per_row = sum(folder.taps[tap].bytes_per_row(folder.store_dtype.itemsize) for tap in taps)
         return ExtractReport(
@@ -222,11 +263,42 @@ class Extraction:
             backbone=str(folder.attributes["backbone"].get("name", "")),
             taps=tuple(taps),
             tail=0 if tail is None else tail.n_blocks,
-            rows=rows,
-            new_rows=new,
-            reused_rows=len(work.reused),
+            rows=len(reused) + len(new),
+            new_rows=len(new),
+            reused_rows=len(reused),
             bad=tuple(self.bad),
-            bytes=rows * per_row,
+            bytes=(len(reused) + len(new)) * per_row,
             seconds=round(time.perf_counter() - self.began, 3),
-            images_per_second=round(len(stored) / seconds, 2) if stored else 0.0,
+            images_per_second=round(len(done.by_us) / seconds, 2) if done.by_us else 0.0,
+            set_aside=tuple(done.set_aside),
+            remaining_rows=len(remaining - reused - new),
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Done:
+    """What became of the tasks."""
+
+    left: list[ShardTask]  # in the parts of other runs
+    by_us: set[RowKey] = field(default_factory=set)
+    by_others: set[RowKey] = field(default_factory=set)
+    set_aside: list[SetAside] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> dict[RowKey, str]:
+        """File the rows of one task; give those that were rejected, with reasons."""
+        task = outcome.task
+        if outcome.set_aside:
+            images = sorted({f"{line['dataset']}/{line['path']}" for line in task.lines})
+            self.set_aside.append(
+                SetAside(shard=task.shard, images=tuple(images), reason=outcome.set_aside)
+            )
+            return {}
+        lines = [line for line in task.lines if line["row"] not in task.removed]
+        keys = {line["row"]: row_key(line) for line in lines}
+        stored = self.by_us if outcome.is_ours else self.by_others
+        stored.update(key for row, key in keys.items() if row not in outcome.rejected)
+        return {keys[row]: why for row, why in outcome.rejected.items() if row in keys}
+
+
+def _purpose(key: str) -> str:
+    return f"extracting into feature set {key}"

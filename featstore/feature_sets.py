@@ -17,6 +17,7 @@ from featstore.arrays import ensure_array
 from featstore.errors import FormatError, InvalidInputError, NotFoundError, not_found
 from featstore.files import write_bytes
 from featstore.hashing import canonical_json
+from featstore.lines import n_assigned_rows
 from featstore.plan import ExtractPlan
 from featstore.store import FeatureSetFolder, StoreFolder, write_attributes
 from featstore.tail import TailWeights
@@ -66,7 +67,7 @@ def ensure_feature_set(
         write_bytes(path / NORM_FILE, _norm_bytes(new.final_norm))
     if not (path / "zarr.json").exists():
         _make(path, new)
-    _add_taps(FeatureSetFolder(path), shapes)
+    add_taps(FeatureSetFolder(path), shapes)
     if new.tail is not None:
         write_tail(FeatureSetFolder(path), new.tail)
     return FeatureSetFolder(path)
@@ -87,7 +88,12 @@ def _make(path: Path, new: NewFeatureSet) -> None:
     write_attributes(path, attributes)
 
 
-def _add_taps(folder: FeatureSetFolder, shapes: Sequence[TapShape]) -> None:
+def add_taps(folder: FeatureSetFolder, shapes: Sequence[TapShape]) -> None:
+    """Record those of the taps that the feature set lacks; call it under its writer lock.
+
+    Raises:
+        FormatError: A tap is stored with another shape.
+    """
     known = folder.taps
     for shape in shapes:
         if shape.tap in known and known[shape.tap] != shape:
@@ -111,9 +117,7 @@ def _add_taps(folder: FeatureSetFolder, shapes: Sequence[TapShape]) -> None:
 
 def grow_arrays(folder: FeatureSetFolder, taps: Sequence[str]) -> None:
     """Make or grow the arrays of `taps` so that they cover every assigned row."""
-    assigned = folder.assignments()
-    n_rows = 0 if assigned.num_rows == 0 else int(assigned["row"][-1].as_py()) + 1
-    covered = folder.layout.next_free_row(n_rows)
+    covered = folder.layout.next_free_row(n_assigned_rows(folder))
     for tap in taps:
         shape = folder.taps[tap]
         for array in shape.arrays:

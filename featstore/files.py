@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from featstore.remote.location import find_mirror
 
 PARTIAL = ".partial"
 """Ending of a file that is still being written; any such file is waste after a crash."""
+
+
+def partial_path(path: Path, nonce: str) -> Path:
+    """Name a file while it is being written; `nonce` is its writer's and nobody else's."""
+    return path.with_name(f"{path.name}.{nonce}{PARTIAL}")
 
 
 def fsync_path(path: Path) -> None:
@@ -52,7 +58,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """
     with storage_errors(path), _sent_first(path, data):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        temporary = partial_path(path, secrets.token_hex(8))
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -143,14 +149,24 @@ def remove_partials(folder: Path) -> int:
     return len(leftovers)
 
 
+_SOON_S = 2.0
+
+
 @contextlib.contextmanager
-def exclusive(path: Path, *, purpose: str, timeout_s: float = 0.0) -> Iterator[None]:
+def exclusive(
+    path: Path,
+    *,
+    purpose: str,
+    timeout_s: float = 0.0,
+    on_wait: Callable[[str], None] | None = None,
+) -> Iterator[None]:
     """Hold the lock file at `path`, which the system frees when the process dies.
 
     Args:
         path: Lock file; its holder's process is written beside it, for the message.
         purpose: What the holder does, in words: "extracting into feature set 3f9c".
         timeout_s: How long to wait for another holder.
+        on_wait: Called once with that holder in words, if it is not done in a moment.
 
     Raises:
         ConflictError: Another process holds it; the message names that process.
@@ -160,15 +176,36 @@ def exclusive(path: Path, *, purpose: str, timeout_s: float = 0.0) -> Iterator[N
     note = path.with_suffix(".holder")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=timeout_s)
+        _acquire(lock, note, timeout_s, on_wait)
     except Timeout as error:
-        holder = note.read_text().strip() if note.exists() else "another process"
         raise ConflictError(
-            f"{holder} holds {path.name}. Wait for it to finish, or stop it, and run this again."
+            f"{_holder(note)} holds {path.name}. Wait for it to finish, or stop it, and run this "
+            "again."
         ) from error
     try:
-        note.write_text(f"Process {os.getpid()} on {socket.gethostname()} ({purpose})\n")
+        with contextlib.suppress(OSError):  # of a full disk; the lock holds without its note
+            note.write_text(f"Process {os.getpid()} on {socket.gethostname()} ({purpose})\n")
         yield
     finally:
         note.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(
+    lock: FileLock, note: Path, timeout_s: float, on_wait: Callable[[str], None] | None
+) -> None:
+    if on_wait is None or timeout_s <= _SOON_S:
+        lock.acquire(timeout=timeout_s)
+        return
+    try:
+        lock.acquire(timeout=_SOON_S)
+    except Timeout:
+        on_wait(_holder(note))
+        lock.acquire(timeout=timeout_s - _SOON_S)
+
+
+def _holder(note: Path) -> str:
+    try:
+        return note.read_text().strip() or "Another process"
+    except OSError:  # it is just changing
+        return "Another process"

@@ -14,11 +14,12 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from featstore.errors import ConflictError, InvalidInputError, StorageError
@@ -26,13 +27,14 @@ from featstore.files import PARTIAL, exclusive, fsync_path
 from featstore.hashing import short_key
 from featstore.sql.fold import Fold
 from featstore.sql.guard import check_query, check_where, sentence
-from featstore.sql.scan import Files, Vanished, scan, settled_scan
+from featstore.sql.scan import Files, Scan, Vanished, quick_digest, settled_scan
 from featstore.store import StoreFolder, open_folder
 
 _SCHEMA = (Path(__file__).parent / "sql" / "schema.sql").read_text()
 _VERSION = short_key(_SCHEMA)
 _LOCK_WAIT_S = 600.0
 _SAMPLES_TIMEOUT_S = 600.0
+_SPARSE = 64  # row numbers of more than so many times their count are sorted, not marked
 _ATTEMPTS = 10  # at a list of files of which none is removed before it is read
 _SETTINGS = {
     "autoinstall_known_extensions": "false",
@@ -64,7 +66,7 @@ def refresh(store_path: str | Path) -> Path:
         FormatError: One of the store's files is damaged.
     """
     store = open_folder(Path(store_path))
-    con = _open_current(store.index_path, scan(store))
+    con = _open_current(store.index_path, quick_digest(store))
     if con is None:
         return _update(store, is_fresh=False)
     con.close()
@@ -86,7 +88,7 @@ def connect(store_path: str | Path) -> duckdb.DuckDBPyConnection:
         FormatError: One of the store's files is damaged.
     """
     store = open_folder(Path(store_path))
-    con = _open_current(store.index_path, scan(store))
+    con = _open_current(store.index_path, quick_digest(store))
     return con or _attach(_update(store, is_fresh=False), is_locked=True)
 
 
@@ -117,6 +119,24 @@ def query(
     return _ask(store_path, ask)
 
 
+def peek(
+    store_path: str | Path, questions: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[pa.Table] | None:
+    """Answer questions from the index as it is, behind the files or not, and fold nothing.
+
+    Returns:
+        A table each, all of one state of the index; None if there is none that can be read.
+    """
+    con, _ = _open_folded(open_folder(Path(store_path)).index_path)
+    if con is None:
+        return None
+    with contextlib.closing(con):
+        try:
+            return [con.sql(sql, params=dict(values)).to_arrow_table() for sql, values in questions]
+        except duckdb.Error:
+            return None
+
+
 def samples(
     store_path: str | Path, where: str | None = None, feature_set: str | None = None
 ) -> pa.Table:
@@ -134,19 +154,33 @@ def samples(
     return _ask_samples(store_path, "*", where, feature_set, order)
 
 
-def sample_rows(store_path: str | Path, where: str | None, feature_set: str) -> pa.Table:
-    """List the rows of one feature set in `samples`, each once, ascending: one column, "row".
+def sample_rows(store_path: str | Path, where: str | None, feature_set: str) -> np.ndarray:
+    """List the rows of one feature set in `samples`, each once, ascending: int64.
 
     Many times faster than `samples` where there are many rows.
 
     Raises:
         InvalidInputError: `where` is not one boolean SQL expression.
     """
-    return _ask_samples(store_path, 'distinct "row"', where, feature_set, '"row"')
+    table = _ask_samples(store_path, '"row"', where, feature_set, None)
+    return _ascending(table["row"].to_numpy())
+
+
+def _ascending(rows: np.ndarray) -> np.ndarray:
+    """Sort row numbers and drop repeated ones; rows lie dense, so a mark for each is enough."""
+    if not len(rows) or rows.max() > _SPARSE * len(rows):
+        return np.unique(rows).astype(np.int64)
+    marks = np.zeros(int(rows.max()) + 1, bool)
+    marks[rows] = True
+    return np.flatnonzero(marks).astype(np.int64, copy=False)
 
 
 def _ask_samples(
-    store_path: str | Path, columns: str, where: str | None, feature_set: str | None, order: str
+    store_path: str | Path,
+    columns: str,
+    where: str | None,
+    feature_set: str | None,
+    order: str | None,
 ) -> pa.Table:
     def ask(con: duckdb.DuckDBPyConnection) -> pa.Table:
         conditions = ["$feature_set is null or feature_set = $feature_set"]
@@ -154,7 +188,8 @@ def _ask_samples(
             check_where(con, where)
             conditions.append(where)
         condition = " and ".join(f"({text}\n)" for text in conditions)
-        sql = f"select {columns} from samples where {condition} order by {order}"
+        sql = f"select {columns} from samples where {condition}"
+        sql = sql if order is None else f"{sql} order by {order}"
         return _answer(con, sql, {"feature_set": feature_set}, _SAMPLES_TIMEOUT_S)
 
     return _ask(store_path, ask)
@@ -225,38 +260,43 @@ def _attach(path: Path, *, is_locked: bool) -> duckdb.DuckDBPyConnection:
     return con
 
 
-def _open_current(path: Path, found: Files) -> duckdb.DuckDBPyConnection | None:
-    """Open an index if it holds just these files."""
+def _open_current(path: Path, digest: str) -> duckdb.DuckDBPyConnection | None:
+    """Open an index if it holds just the files of this digest."""
     con, folded = _open_folded(path)
-    if con is not None and folded != found:
+    if con is not None and folded != digest:
         con.close()
         return None
     return con
 
 
-def _open_folded(path: Path) -> tuple[duckdb.DuckDBPyConnection | None, Files]:
-    """Open an index and say which files it holds; None if it is missing, damaged or outdated."""
+def _open_folded(path: Path) -> tuple[duckdb.DuckDBPyConnection | None, str]:
+    """Open an index and give the digest of its files; None if it is missing, bad or outdated."""
     if not path.is_file():
-        return None, {}
+        return None, ""
     con = None
     try:
         con = _attach(path, is_locked=True)
-        if con.execute("select schema from about").fetchall() == [(_VERSION,)]:
-            lines = con.execute("select path, mtime_ns, size from folded").fetchall()
-            return con, {path: (mtime_ns, size) for path, mtime_ns, size in lines}
-    except duckdb.Error:
+        ((version, digest),) = con.execute('select "schema", files from about').fetchall()
+        if version == _VERSION:
+            return con, digest
+    except (duckdb.Error, ValueError):
         pass  # damaged, or not an index: it is derived, so it is made anew
     if con is not None:
         con.close()
-    return None, {}
+    return None, ""
 
 
 def _folded(path: Path) -> Files | None:
-    con, folded = _open_folded(path)
+    """Give the files that an index holds; None if it is missing, damaged or outdated."""
+    con, _ = _open_folded(path)
     if con is None:
         return None
-    con.close()
-    return folded
+    with contextlib.closing(con):
+        try:
+            lines = con.execute("select path, mtime_ns, size from folded").fetchall()
+        except duckdb.Error:
+            return None
+    return {path: (mtime_ns, size) for path, mtime_ns, size in lines}
 
 
 def _update(store: StoreFolder, *, is_fresh: bool) -> Path:
@@ -298,7 +338,7 @@ def _update_at(store: StoreFolder, path: Path, lock: Path, *, is_fresh: bool) ->
         for _ in range(_ATTEMPTS):
             found = settled_scan(store)
             folded = None if is_fresh else _folded(path)
-            if folded == found:
+            if folded == found.files:
                 return path
             try:
                 _replace(store, path, found, folded)
@@ -308,7 +348,7 @@ def _update_at(store: StoreFolder, path: Path, lock: Path, *, is_fresh: bool) ->
     raise ConflictError(f"The files of {store.path} change all the time. Run this again later.")
 
 
-def _replace(store: StoreFolder, path: Path, found: Files, folded: Files | None) -> None:
+def _replace(store: StoreFolder, path: Path, found: Scan, folded: Files | None) -> None:
     """Fold into a copy and put it in the index's place."""
     copy = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -327,9 +367,7 @@ def _replace(store: StoreFolder, path: Path, found: Files, folded: Files | None)
         copy.with_name(f"{copy.name}.wal").unlink(missing_ok=True)
 
 
-def _fold_into_copy(
-    store: StoreFolder, path: Path, copy: Path, found: Files, folded: Files
-) -> bool:
+def _fold_into_copy(store: StoreFolder, path: Path, copy: Path, found: Scan, folded: Files) -> bool:
     """Fold what changed into a copy of the index; False if the index is damaged inside."""
     try:
         shutil.copyfile(path, copy)
@@ -339,12 +377,14 @@ def _fold_into_copy(
     return True
 
 
-def _write(store: StoreFolder, copy: Path, found: Files, folded: Files | None) -> None:
+def _write(store: StoreFolder, copy: Path, found: Scan, folded: Files | None) -> None:
     with contextlib.closing(_attach(copy, is_locked=False)) as con:
         con.execute("begin")
         if folded is None:
             con.execute(_SCHEMA)
-            con.execute("insert into about values ($version)", {"version": _VERSION})
-        Fold(con, store, found, folded or {}).run()
+        con.execute("delete from about")
+        about = {"version": _VERSION, "digest": found.digest}
+        con.execute("insert into about values ($version, $digest)", about)
+        Fold(con, store, found.files, folded or {}).run()
         con.execute("commit")
         con.execute("checkpoint")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +145,25 @@ def write_items(store: StoreFolder, reader: Reader, found: Sequence[FoundItem]) 
         generation = next_number(folder.glob("*.parquet"))
         table = pa.Table.from_pylist(changed, schema=SCHEMA)
         write_parquet(folder / f"{generation:05d}.parquet", table)
+
+
+def copy_items(
+    source: StoreFolder, target: StoreFolder, dataset: str, items: Collection[str]
+) -> int:
+    """Copy some items of a data set, and what it is; give how many were new or other.
+
+    Call it under the lock of the target's items.
+    """
+    folder = target.items_path(dataset)
+    known = {line["item"]: line for line in read_items(target, dataset).to_pylist()}
+    lines = [line for line in read_items(source, dataset).to_pylist() if line["item"] in items]
+    new = [line for line in lines if known.get(line["item"]) != line]
+    if not (folder / "dataset.json").exists():
+        write_json(folder / "dataset.json", read_dataset(source, dataset))
+    if new:
+        path = folder / f"{next_number(folder.glob('*.parquet')):05d}.parquet"
+        write_parquet(path, pa.Table.from_pylist(new, schema=SCHEMA))
+    return len(new)
 
 
 def _line(entry: FoundItem) -> dict[str, Any]:

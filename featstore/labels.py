@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from featstore.errors import BadImageError, NotFoundError
+from featstore.errors import BadImageError, FormatError, NotFoundError
 from featstore.files import next_number, read_parquet, write_parquet
 from featstore.hashing import image_key
 from featstore.images import decode, thumbnail
@@ -54,7 +54,7 @@ def store_labels(
     kinds = sorted({kind for entry in found for kind in entry.item.label_kinds})
     for kind in [*kinds, THUMBNAIL] if thumbnails else kinds:
         entries = [e for e in found if kind == THUMBNAIL or kind in e.item.label_kinds]
-        known = _digests(store, reader.name, kind)
+        known = label_digests(store, reader.name, kind)
         if kind == THUMBNAIL:
             entries = [e for e in entries if known.get(e.item_id) != e.image_key]
         bad += _store_kind(
@@ -132,7 +132,14 @@ def _paths(store: StoreFolder, dataset: str, kind: str) -> list[Path]:
     return sorted(store.labels_path(dataset).glob(f"{kind}-*.parquet"))
 
 
-def _digests(store: StoreFolder, dataset: str, kind: str) -> dict[str, str]:
+def label_kinds(store: StoreFolder, dataset: str) -> list[str]:
+    """List the kinds of labels that are stored of a data set, thumbnails too."""
+    stems = (path.stem for path in store.labels_path(dataset).glob("*-*.parquet"))
+    return sorted({stem.rpartition("-")[0] for stem in stems})
+
+
+def label_digests(store: StoreFolder, dataset: str, kind: str) -> dict[str, str]:
+    """Give the digest of every stored label of one kind, by item."""
     digests: dict[str, str] = {}
     for path in _paths(store, dataset, kind):
         table = read_parquet(path, columns=["item", "digest"])
@@ -199,6 +206,48 @@ def _labels_at_source(
         ) from error
     at_source = {item_id(dataset, item): item for item in reader.items()}
     return {item: reader.read_label(at_source[item], kind) for item in wanted if item in at_source}
+
+
+def copy_labels(
+    source: StoreFolder, target: StoreFolder, dataset: str, items: Collection[str]
+) -> int:
+    """Copy the stored labels of some items, each checked; give how many were new.
+
+    Call it under the lock of the target's items.
+
+    Raises:
+        FormatError: A label is damaged.
+        StorageError: The disk refused.
+    """
+    n_new = 0
+    for kind in label_kinds(source, dataset):
+        known = label_digests(target, dataset, kind)
+        theirs = label_digests(source, dataset, kind)
+        waiting = {item for item in items if theirs.get(item) not in (None, known.get(item))}
+        for path in reversed(_paths(source, dataset, kind)):
+            for lines in _chosen_lines(path, waiting):
+                _write(_next_path(target.labels_path(dataset), kind), lines)
+                n_new += len(lines)
+    return n_new
+
+
+def _chosen_lines(path: Path, waiting: set[str]) -> Iterator[list[dict[str, Any]]]:
+    """Take lines of one file, some in memory at a time, off those that are waited for."""
+    if not waiting:
+        return
+    table = read_parquet(path, columns=["item"])
+    chosen = sorted(waiting.intersection(table["item"].to_pylist()))
+    for start in range(0, len(chosen), _FILE_LABELS):
+        part = chosen[start : start + _FILE_LABELS]
+        lines = read_parquet(path, filters=[("item", "in", part)]).to_pylist()
+        for line in lines:
+            if line["kind"] != THUMBNAIL and image_key(line["data"]) != line["digest"]:
+                raise FormatError(
+                    f"The {line['kind']} label of item {line['item']} in {path} is damaged. "
+                    "Run `featstore verify` there."
+                )
+        waiting.difference_update(part)
+        yield lines
 
 
 def read_thumbnail(store: StoreFolder, dataset: str, item: str) -> bytes | None:

@@ -93,7 +93,7 @@ def record_latency(path: Path, model: Backbone, *, is_renewed: bool) -> Latency:
     """Measure a backbone and keep the result.
 
     Args:
-        path: See `latency_path`; call it under the feature set's writer lock.
+        path: See `latency_path`; two at once must not call it for one file.
         model: As it was loaded for the taps of an extraction.
         is_renewed: Measure even if this device and depth were measured before.
     """

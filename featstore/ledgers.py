@@ -16,9 +16,12 @@ from featstore.errors import FormatError, NotFoundError
 from featstore.ledger import read_ledger
 from featstore.shards import REPAIR
 from featstore.store import FeatureSetFolder
+from featstore.tombstones import Tombstones, read_tombstones, tombstone_paths
 
 NO_CRC = -1
 """Stands where a ledger names no checksum."""
+REMOVED = "removed"
+"""Why a row that a tombstone names cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +40,7 @@ class Ledgers:
     def __init__(self, path: Path) -> None:
         self._folder = FeatureSetFolder(path)
         self._shards: dict[tuple[str, int], LedgerShard] = {}
-        self._removed: tuple[tuple[Any, ...], frozenset[int]] = ((), frozenset())
+        self._removed: tuple[Any, Tombstones, frozenset[int]] | None = None
         self._lock = threading.Lock()
 
     def shard(self, tap: str, shard: int) -> LedgerShard:
@@ -56,12 +59,20 @@ class Ledgers:
 
     def removed_rows(self) -> frozenset[int]:
         """Give the rows that were removed logically."""
-        paths = sorted((self._folder.path / "tombstones").glob("*.parquet"))
+        return self._buried()[1]
+
+    def tombstones(self) -> Tombstones:
+        """Give what was removed, and where what was moved lies now."""
+        return self._buried()[0]
+
+    def _buried(self) -> tuple[Tombstones, frozenset[int]]:
+        paths = tombstone_paths(self._folder)
         stamp = tuple((path.name, *_stamp(path)) for path in paths)
         with self._lock:
-            if self._removed[0] != stamp:
-                self._removed = (stamp, frozenset(self._folder.removed_rows()))
-            return self._removed[1]
+            if self._removed is None or self._removed[0] != stamp:
+                found = read_tombstones(self._folder)
+                self._removed = (stamp, found, frozenset(found.rows.tolist()))
+            return self._removed[1:]
 
     def is_parsed(self, tap: str, shard: int) -> bool:
         """Tell whether a ledger has been parsed, though perhaps since changed."""
@@ -108,7 +119,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def check_stored(folder: FeatureSetFolder, tap: str, rows: np.ndarray) -> None:
-    """Refuse rows that a tap's ledgers do not have, or that were removed.
+    """Refuse rows that a tap's ledgers do not have, or that were removed; a moved one is there.
 
     Raises:
         NotFoundError: The message names them.
@@ -116,7 +127,7 @@ def check_stored(folder: FeatureSetFolder, tap: str, rows: np.ndarray) -> None:
     ledgers, shard_rows = ledgers_of(folder), folder.layout.shard_rows
     removed = ledgers.removed_rows()
     wrong: dict[int, str] = {}
-    wanted = np.unique(rows)
+    wanted = np.unique(ledgers.tombstones().current(rows))
     shards, starts = np.unique(wanted // shard_rows, return_index=True)
     parts = np.split(wanted, starts[1:]) if len(wanted) else []
     for shard, members in zip(shards.tolist(), parts, strict=True):
@@ -128,7 +139,7 @@ def check_stored(folder: FeatureSetFolder, tap: str, rows: np.ndarray) -> None:
         for row in members[~ledger.is_stored[members % shard_rows]].tolist():
             wrong[row] = ledger.reasons[row % shard_rows] or ""
     if removed:
-        wrong.update(dict.fromkeys(removed.intersection(wanted.tolist()), "removed"))
+        wrong.update(dict.fromkeys(removed.intersection(wanted.tolist()), REMOVED))
     if wrong:
         raise not_there(folder, tap, wrong)
 
@@ -136,10 +147,12 @@ def check_stored(folder: FeatureSetFolder, tap: str, rows: np.ndarray) -> None:
 def not_there(folder: FeatureSetFolder, tap: str, wrong: Mapping[int, str]) -> NotFoundError:
     """Build the error for rows that are not stored; `wrong` tells why."""
     row = min(wrong)
+    way_out = "Choose rows with `where`, or extract them."
+    if set(wrong.values()) == {REMOVED}:
+        way_out = "Choose others with `where`; their images, extracted again, get new rows."
     return NotFoundError(
         f"{len(wrong)} of the rows are not stored for tap {tap} in feature set {folder.key}: "
-        f"{listed(sorted(wrong))} (row {row}: {wrong[row]}). "
-        "Choose rows with `where`, or extract them."
+        f"{listed(sorted(wrong))} (row {row}: {wrong[row]}). {way_out}"
     )
 
 

@@ -29,7 +29,38 @@ def draw_keys(n: int, *entropy: int) -> np.ndarray:
 
 def permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
     """Give a random order of 0 ... n - 1: int64, decided by `seed` and `epoch`."""
-    return np.argsort(draw_keys(n, seed, epoch), kind="stable").astype(np.int64)
+    return argsort_keys(draw_keys(n, seed, epoch))
+
+
+def argsort_keys(keys: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Sort places by group, then uint64 key, then place; `np.lexsort` gives the same, far slower.
+
+    What fits of group, key and place is packed into one word a place, and the words are sorted in
+    place. Only where two keys begin with the same bits are the whole keys looked at.
+
+    Args:
+        keys: (n,) uint64.
+        groups: (n,) whole numbers, 0 or more; None puts all places into one group.
+    """
+    n = len(keys)
+    n_place_bits = max(n - 1, 1).bit_length()
+    n_group_bits = 0 if groups is None or n == 0 else int(groups.max()).bit_length()
+    if n_place_bits + n_group_bits > 63:
+        return np.lexsort((keys, np.zeros(n, np.int64) if groups is None else groups))
+    words = keys >> np.uint64(n_group_bits + n_place_bits)
+    words <<= np.uint64(n_place_bits)
+    if groups is not None:
+        words |= groups.astype(np.uint64) << np.uint64(64 - n_group_bits)
+    words |= np.arange(n, dtype=np.uint64)
+    words.sort()
+    order = (words & np.uint64((1 << n_place_bits) - 1)).astype(np.int64)
+    words >>= np.uint64(n_place_bits)
+    is_tied = np.zeros(n + 1, bool)
+    np.equal(words[1:], words[:-1], out=is_tied[1:n])
+    tied = np.flatnonzero(is_tied[1:] | is_tied[:-1])
+    places = order[tied]
+    order[tied] = places[np.lexsort((places, keys[places], words[tied]))]
+    return order
 
 
 def window_order(rows: np.ndarray, *, shard_rows: int, seed: int, epoch: int) -> np.ndarray:
@@ -37,11 +68,21 @@ def window_order(rows: np.ndarray, *, shard_rows: int, seed: int, epoch: int) ->
 
     The shards are shuffled, and the rows of each `WINDOW_SHARDS` consecutive ones mixed.
     """
-    shards, member = np.unique(rows // shard_rows, return_inverse=True)
+    shards, member = _members(rows // shard_rows)
     rank = np.empty(len(shards), np.int64)
     rank[np.argsort(draw_keys(len(shards), seed, epoch, 1), kind="stable")] = np.arange(len(shards))
     windows = rank[member] // WINDOW_SHARDS
-    return np.lexsort((draw_keys(len(rows), seed, epoch), windows)).astype(np.int64)
+    return argsort_keys(draw_keys(len(rows), seed, epoch), windows)
+
+
+def _members(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the different values, ascending, and which of them each is; faster where ascending."""
+    starts = np.flatnonzero(values[1:] != values[:-1]) + 1
+    if np.any(values[1:] < values[:-1]):
+        unique, member = np.unique(values, return_inverse=True)
+        return unique, member
+    first = np.concatenate([np.zeros(min(1, len(values)), np.int64), starts])
+    return values[first], np.repeat(np.arange(len(first)), np.diff(first, append=len(values)))
 
 
 def order_rows(

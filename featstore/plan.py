@@ -174,12 +174,33 @@ class RunOptions:
     on_bad_image: str = "skip"
     targets: bool = True  # store labels and thumbnails
     latency: bool = False  # time the backbone afterwards, for `heads figure speed`
+    workers: int | None = None  # processes of a local cluster; None: this process alone
+    scheduler: str | None = None  # address of a Dask scheduler, instead of `workers`
+    shard_range: tuple[int, int] | None = None  # (i, n): the i-th of n parts, from 1; None: all
 
     def __post_init__(self) -> None:
         if self.on_bad_image not in ("skip", "fail"):
             raise invalid("on_bad_image", self.on_bad_image, "skip or fail")
-        for name in ("batch_size", "limit", "n_threads"):
+        for name in ("batch_size", "limit", "n_threads", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise invalid(name, value, "at least 1")
+        if self.workers is not None and self.scheduler is not None:
+            hint = "The scheduler's workers are those that it has."
+            raise invalid("workers", self.workers, "left out with a scheduler", hint=hint)
+        if self.shard_range is not None:
+            part, n_parts = self.shard_range
+            if not 1 <= part <= n_parts:
+                value = f"{part}/{n_parts}"
+                raise invalid("shard_range", value, "i/n with i from 1 to n", hint="Try 1/4.")
         object.__setattr__(self, "views", parse_views(self.views))
+
+    def has_shard(self, shard: int) -> bool:
+        """Tell whether a shard is in the part to do; the parts of n runs make the whole.
+
+        A shard's part depends on its number alone: runs that begin at different times agree.
+        """
+        if self.shard_range is None:
+            return True
+        part, n_parts = self.shard_range
+        return shard % n_parts == part - 1

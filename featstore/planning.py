@@ -14,7 +14,6 @@ from featstore.assign import (
     Wanted,
     assign,
     assignment_line,
-    row_key,
     shard_states,
     wanted_rows,
 )
@@ -23,11 +22,12 @@ from featstore.errors import BadImageError, InvalidInputError
 from featstore.feature_sets import grow_arrays
 from featstore.items import BadImage, FoundItem, skeleton_of
 from featstore.plan import RunOptions
-from featstore.shard_job import ShardJob, Source
+from featstore.shard_job import Source
+from featstore.shared_shards import ShardTask
 from featstore.store import FeatureSetFolder
 from featstore.taps import missing_taps
 from featstore.types import Item, Reader
-from featstore.views import HFLIP
+from featstore.views import HFLIP, is_jitter
 
 
 def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, list[Item]]:
@@ -36,8 +36,8 @@ def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, li
     A limit draws a seeded random part, so that every split has its share.
 
     Raises:
-        InvalidInputError: Nothing is left, a split exists nowhere, or mirror images are asked for
-            of keypoints that nobody can mirror.
+        InvalidInputError: Nothing is left, a split exists nowhere, mirror images are asked for
+            of keypoints that nobody can mirror, or jittered boxes of items without a box.
     """
     _check_mirrors(readers, options.views)
     selected: dict[str, list[Item]] = {}
@@ -50,6 +50,7 @@ def select_items(readers: Sequence[Reader], options: RunOptions) -> dict[str, li
             items = [item for item in items if wanted & set(item.splits)]
         selected[reader.name] = items
     _check_splits(options, seen, selected)
+    _check_boxes(selected, options.views)
     return _limited(selected, options)
 
 
@@ -62,6 +63,18 @@ def _check_mirrors(readers: Sequence[Reader], views: Sequence[str]) -> None:
                 f"The keypoints of {reader.name!r} must be named left and right, as in left_eye "
                 f"and right_eye, for a mirror image exchanges them. Got "
                 f"{', '.join(skeleton.names)}; leave out --views hflip, or rename them."
+            )
+
+
+def _check_boxes(selected: Mapping[str, Sequence[Item]], views: Sequence[str]) -> None:
+    """Refuse jittered boxes of items that show a whole image: there is no box to move."""
+    jitters = [view for view in views if is_jitter(view)]
+    for name, items in selected.items() if jitters else ():
+        whole = next((item.path for item in items if item.crop is None), None)
+        if whole is not None:
+            raise InvalidInputError(
+                f"{jitters[0]} moves the crop around a box, and items of {name!r} show the whole "
+                f"image, such as {whole}. Leave out --views jitter, or use crops:N, parts of it."
             )
 
 
@@ -97,10 +110,12 @@ def _limited(selected: dict[str, list[Item]], options: RunOptions) -> dict[str, 
 class Work:
     """What there is to do, and what is there already."""
 
-    jobs: list[ShardJob]
+    tasks: list[ShardTask]
     wanted: Mapping[RowKey, Wanted]
     reused: set[RowKey] = field(default_factory=set)  # complete for every tap
     rejected: dict[RowKey, str] = field(default_factory=dict)  # key -> reason
+    awaited: set[RowKey] = field(default_factory=set)  # have a row that was never tried
+    untried: set[RowKey] = field(default_factory=set)  # did not decode, and may do now
 
 
 def plan_work(
@@ -110,31 +125,48 @@ def plan_work(
     found: Mapping[str, Sequence[FoundItem]],
     *,
     options: RunOptions,
-    source: Source,
+    tried: Mapping[RowKey, bool],
 ) -> Work:
     """Assign rows to what has none, grow the arrays, and list the shards to do.
 
+    Call it under the feature set's writer lock, which is no place to read images: where some of
+    the rejected ones are not in `tried`, nothing is assigned, and `untried` of the answer names
+    them.
+
     A shard is done whole, so that a tap added later covers all of its rows. An image that was
-    rejected because it did not decode is tried again, and gets a new row if it does now.
+    rejected because it did not decode is tried again, and gets a new row if it does now, unless
+    another process gave it one already.
+
+    Args:
+        folder: Feature set.
+        framing: How images are placed into the input.
+        taps: Taps to store.
+        found: Items by data set.
+        options: Views and seed.
+        tried: Whether images that did not decode do now.
     """
     wanted = wanted_rows(found, options.views)
     states = shard_states(folder, taps)
-    work = Work(jobs=[], wanted=wanted)
+    work = Work(tasks=[], wanted=wanted)
     unassigned = dict(wanted)
     for state in states:
         _sort_rows(state, taps, wanted, unassigned, work)
     for key, reason in list(work.rejected.items()):
-        if key in work.reused:
+        if key in work.reused | work.awaited:
             del work.rejected[key]
-        elif reason.startswith(_RETRY) and _loads(source, wanted[key], framing):
+        elif reason.startswith(_RETRY) and key not in tried:
+            work.untried.add(key)
+        elif reason.startswith(_RETRY) and tried[key]:
             unassigned[key] = wanted[key]
             del work.rejected[key]
+    if work.untried:
+        return work
     if unassigned:
         assign(folder, framing, unassigned.values(), seed=options.seed)
         known = {state.shard for state in states}
         states += [s for s in shard_states(folder, taps) if s.shard not in known]
     grow_arrays(folder, taps)
-    work.jobs = _jobs(folder, states, taps, wanted, work.reused)
+    work.tasks = _tasks(states, taps, wanted, work.reused)
     work.rejected = {key: why.removeprefix(_RETRY) for key, why in work.rejected.items()}
     return work
 
@@ -152,9 +184,8 @@ def _sort_rows(
 ) -> None:
     """File each wanted row of one shard under reused, rejected or still to do."""
     is_complete = not missing_taps(taps, state.committed)
-    for line in state.lines:
-        key = row_key(line)
-        if key not in wanted:
+    for row, key in state.lines.keyed():
+        if key not in wanted or row in state.removed:
             continue
         unassigned.pop(key, None)
         rejections = [by_key[key] for by_key in state.rejected.values() if key in by_key]
@@ -164,9 +195,12 @@ def _sort_rows(
             work.rejected[key] = mark + str(first["reason"])
         elif is_complete:
             work.reused.add(key)
+        else:
+            work.awaited.add(key)
 
 
-def _loads(source: Source, row: Wanted, framing: Framing) -> bool:
+def decodes(source: Source, row: Wanted, framing: Framing) -> bool:
+    """Tell whether an image that was rejected can be read now."""
     try:
         source.load(assignment_line(framing, row))
     except (BadImageError, OSError):
@@ -174,18 +208,21 @@ def _loads(source: Source, row: Wanted, framing: Framing) -> bool:
     return True
 
 
-def _jobs(
-    folder: FeatureSetFolder,
+def _tasks(
     states: Sequence[ShardState],
     taps: Sequence[str],
     wanted: Mapping[RowKey, Wanted],
     reused: set[RowKey],
-) -> list[ShardJob]:
+) -> list[ShardTask]:
     return [
-        ShardJob(folder=folder, shard=state.shard, lines=state.lines, taps=lacking)
+        ShardTask(shard=state.shard, lines=state.lines, taps=lacking, removed=state.removed)
         for state in states
         if (lacking := missing_taps(taps, state.committed))
-        and any(row_key(line) in wanted and row_key(line) not in reused for line in state.lines)
+        and any(
+            key in wanted and key not in reused
+            for row, key in state.lines.keyed()
+            if row not in state.removed
+        )
     ]
 
 

@@ -6,18 +6,22 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from featstore.claims import Claims, sweep_partials
 from featstore.codecs import LIMITS
 from featstore.errors import InvalidInputError
 from featstore.feature_sets import grow_arrays
-from featstore.files import exclusive, remove_file, remove_partials
+from featstore.files import exclusive, remove_file
+from featstore.lines import Assigned
 from featstore.planning import open_readers
-from featstore.shard_job import ShardJob, ShardResult, Source, run_jobs
+from featstore.shard_job import Pace, ShardJob, ShardResult, Source, run_jobs
+from featstore.shared_shards import ShardTask
 from featstore.sources import BackboneSource, ImportSource, Readers
 from featstore.store import FeatureSetFolder, StoreFolder, open_folder
 from featstore.types import Progress, ProgressCallback, ignore_progress
 
 Damage = Mapping[str, Mapping[int, set[str]]]
 """Feature set -> shard -> taps."""
+_WAIT_S = 60.0
 
 
 def repair_shards(
@@ -41,21 +45,20 @@ def repair_shards(
 
     Raises:
         InvalidInputError: An image or the weights are gone or changed; the message says which.
-        ConflictError: Another process is writing the feature set.
+        ConflictError: Another process works at one of the shards, and goes on with it.
     """
     store = open_folder(store_path)
     readers = Readers(store, open_readers(data) if data else ())
     results: list[ShardResult] = []
     for key, shards in sorted(damaged.items()):
         folder = store.feature_set(key)
-        purpose = f"repairing feature set {key}"
-        with exclusive(store.locks_path / f"{key}.lock", purpose=purpose):
-            remove_partials(folder.path)
+        with Claims(store, key, purpose=f"repairing feature set {key}") as claims:
             results += _repair(
                 store,
                 folder,
                 shards,
                 readers,
+                claims,
                 weights=weights,
                 device=device,
                 progress=progress,
@@ -68,31 +71,30 @@ def _repair(
     folder: FeatureSetFolder,
     shards: Mapping[int, set[str]],
     readers: Readers,
+    claims: Claims,
     *,
     weights: str | Path | None,
     device: str,
     progress: ProgressCallback,
 ) -> list[ShardResult]:
     taps = sorted(set().union(*shards.values()))
-    lines: dict[int, list[Mapping[str, object]]] = {}
-    for line in folder.assignments().to_pylist():
-        lines.setdefault(folder.layout.shard_of(line["row"]), []).append(line)
-    jobs = [
-        ShardJob(folder=folder, shard=shard, lines=lines[shard], taps=tuple(sorted(damaged)))
+    lines = dict(Assigned(folder).shards(folder.layout.shard_rows))
+    removed = frozenset(folder.removed_rows())
+    tasks = [
+        ShardTask(shard=shard, lines=lines[shard], taps=tuple(sorted(damaged)), removed=removed)
         for shard, damaged in sorted(shards.items())
     ]
     # Everything that can be missing is looked for before anything is thrown away.
-    for job in jobs:
-        for line in job.lines:
-            readers.find(line["dataset"], line["path"])
+    for task in tasks:
+        for line in task.lines:
+            if line["row"] not in removed:
+                readers.find(line["dataset"], line["path"])
     source = _source(folder, readers, taps, weights, device)
-    for job in jobs:
-        for tap in job.taps:
-            remove_file(folder.ledger_path(tap, job.shard))
-            for array in folder.taps[tap].arrays:
-                remove_file(folder.shard_file(tap, array, job.shard))
-    grow_arrays(folder, taps)
-    total = sum(len(job.lines) for job in jobs)
+    lock = store.locks_path / f"{folder.key}.lock"
+    with exclusive(lock, purpose=f"repairing feature set {folder.key}", timeout_s=_WAIT_S):
+        sweep_partials(store, folder)
+        grow_arrays(folder, taps)
+    total = sum(len(task.lines) for task in tasks)
     done = 0
 
     def count(n_rows: int) -> None:
@@ -100,15 +102,29 @@ def _repair(
         done += n_rows
         progress(Progress(stage="extract", done=done, total=total))
 
-    return list(
-        run_jobs(
-            jobs,
-            source,
-            batch_size=int(folder.attributes["provenance"].get("batch_size", 64)),
-            n_threads=os.cpu_count() or 1,
-            limit=LIMITS[folder.dtype],
-            on_batch=count,
-        )
+    pace = Pace(
+        batch_size=int(folder.attributes["provenance"].get("batch_size", 64)),
+        n_threads=os.cpu_count() or 1,
+        limit=LIMITS[folder.dtype],
+    )
+    emptied = (_emptied(folder, task, claims) for task in tasks)
+    return list(run_jobs(emptied, source, pace=pace, on_batch=count))
+
+
+def _emptied(folder: FeatureSetFolder, task: ShardTask, claims: Claims) -> ShardJob:
+    """Claim a shard and throw away what is damaged; only then anybody sees that it is gone."""
+    claim = claims.wait_for(task.shard, timeout_s=_WAIT_S)
+    for tap in task.taps:
+        remove_file(folder.ledger_path(tap, task.shard))
+        for array in folder.taps[tap].arrays:
+            remove_file(folder.shard_file(tap, array, task.shard))
+    return ShardJob(
+        folder=folder,
+        shard=task.shard,
+        lines=task.lines,
+        taps=task.taps,
+        claim=claim,
+        removed=task.removed,
     )
 
 

@@ -83,6 +83,7 @@ class RowReader:
         self.dtype = np.dtype(np.float32) if as_float32 else folder.store_dtype
         self._folder = folder
         self._ledgers = ledgers_of(folder)
+        self._tombstones = self._ledgers.tombstones()
         self._layout = find_layout(folder, self.source.tap, self.source.array)
         self._remote: RemoteChunks | None = None
         if self._layout is not None:
@@ -158,7 +159,7 @@ class RowReader:
         Raises:
             FormatError: Stored bytes are damaged or not those that the ledger names.
         """
-        shards, slots = np.divmod(rows, self._folder.layout.shard_rows)
+        shards, slots = np.divmod(self._tombstones.current(rows), self._folder.layout.shard_rows)
         places = list(zip(shards.tolist(), slots.tolist(), strict=True))
         if self._remote is None:
             self._read_places(places, out, is_stopped)
@@ -192,10 +193,10 @@ class RowReader:
             if is_stopped is not None and is_stopped():
                 return
             if self.is_decoded:
-                read_row(shard, slot, scratch)
+                self._read_wherever(read_row, shard, slot, scratch)
                 decode(stored, self._folder.dtype, out=flat[place])
             else:
-                read_row(shard, slot, flat[place])
+                self._read_wherever(read_row, shard, slot, flat[place])
         self._is_cold = _blocks_from_disk() > blocks
 
     def _read_remote(
@@ -224,6 +225,30 @@ class RowReader:
             with contextlib.suppress(FormatError, NotFoundError):
                 for shard, slot in places:
                     self._files.get(shard, self._open)[0].advise(slot)
+
+    def _read_wherever(
+        self,
+        read_row: Callable[[int, int, np.ndarray], None],
+        shard: int,
+        slot: int,
+        out: np.ndarray,
+    ) -> None:
+        """Read a row, also one that was moved, and whose shard was freed, a moment ago."""
+        try:
+            read_row(shard, slot, out)
+        except (FormatError, NotFoundError) as error:
+            row = self._folder.layout.rows_of(shard)[slot]
+            self._tombstones = self._ledgers.tombstones()
+            lies_at = int(self._tombstones.current(np.array([row]))[0])
+            if lies_at in self._ledgers.removed_rows():
+                raise NotFoundError(
+                    f"Row {row} of tap {self.source.tap} in feature set {self._folder.key} was "
+                    "removed while it was about to be read, and its space is freed. Begin again "
+                    "with the rows that are left."
+                ) from error
+            if lies_at == row:
+                raise
+            read_row(*divmod(lies_at, self._folder.layout.shard_rows), out)
 
     def _row_function(self) -> Callable[[int, int, np.ndarray], None]:
         if self.source.array == "pooled":

@@ -17,8 +17,7 @@ _LEDGER = """
 select "row", status = 'ok' as is_ok
 from ledger
 where feature_set = $key and tap = $tap
-    and (feature_set, "row") not in (select (feature_set, "row") from tombstones)
-order by "row"
+    and "row" not in (select "row" from tombstones where feature_set = $key)
 """
 
 
@@ -38,8 +37,7 @@ def select_rows(
         NotFoundError: No row fulfils it, or a tap is not yet extracted for some that do.
         InvalidInputError: `where` is not one plain expression.
     """
-    table = index.sample_rows(_store_path(folder), where, folder.key)
-    rows = table["row"].to_numpy().astype(np.int64)
+    rows = index.sample_rows(_store_path(folder), where, folder.key)
     for tap in _taps(names):
         known, is_ok = _ledger(folder, tap)
         lacking = rows[~np.isin(rows, known, assume_unique=True)]
@@ -64,6 +62,7 @@ def check_rows(folder: FeatureSetFolder, names: Sequence[str], rows: np.ndarray)
     Raises:
         NotFoundError: The message names them.
     """
+    rows = ledgers_of(folder).tombstones().current(rows)
     shards = np.unique(rows // folder.layout.shard_rows).tolist()
     for tap in _taps(names):
         is_parsed = ledgers_of(folder).is_parsed
@@ -103,6 +102,6 @@ def _taps(names: Sequence[str]) -> list[str]:
 
 
 def _ledger(folder: FeatureSetFolder, tap: str) -> tuple[np.ndarray, np.ndarray]:
-    """Give the rows of a tap's ledgers, ascending, and whether each is stored."""
+    """Give the rows of a tap's ledgers, in any order, and whether each is stored."""
     lines = index.query(_store_path(folder), _LEDGER, {"key": folder.key, "tap": tap})
     return lines["row"].to_numpy(), lines["is_ok"].to_numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ def check_shard(
     *,
     expected: pa.Table | None,
     layouts: Mapping[str, ShardLayout | None],
+    removed: Collection[int] = (),
 ) -> set[int]:
     """Check one committed shard of one tap.
 
@@ -38,6 +39,7 @@ def check_shard(
         shard: Shard.
         expected: `KEYS` of the rows that are assigned to the shard; None if nobody knows.
         layouts: Arrays of the tap whose metadata is good; None where only zarr reads them.
+        removed: Rows that nobody reads any more; their bytes may be gone.
 
     Returns:
         The rows that are stored and whole.
@@ -59,6 +61,9 @@ def check_shard(
         findings.add("ledger", path, text, tap=tap, shard=shard)
         return set()
     good = ledger.filter(pc.equal(ledger["status"], "ok"))
+    if removed:
+        is_kept = [row not in removed for row in good["row"].to_pylist()]
+        good = good.filter(pa.array(is_kept, pa.bool_()))
     rows = good["row"].to_pylist()
     damaged: set[int] = set()
     for array, layout in layouts.items():

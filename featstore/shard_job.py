@@ -9,7 +9,7 @@ the rows of a shard.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,8 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from featstore.claims import Claim
 from featstore.errors import BadImageError, StorageError
 from featstore.ledger import SCHEMA, write_ledger
+from featstore.ledgers import REMOVED
 from featstore.shard_writer import fill_block, open_writer
 from featstore.store import FeatureSetFolder
 
@@ -57,12 +59,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardJob:
-    """One shard and the taps that it lacks."""
+    """One shard that this process has claimed, and the taps that it lacks."""
 
     folder: FeatureSetFolder
     shard: int
     lines: Sequence[Mapping[str, Any]]
     taps: tuple[str, ...]
+    claim: Claim
+    removed: frozenset[int] = frozenset()  # rows whose image is not looked at any more
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,6 +75,16 @@ class ShardResult:
 
     job: ShardJob
     rejected: dict[int, str] = field(default_factory=dict)  # row -> reason
+    is_lost: bool = False  # the claim went to another process, and nothing was committed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """How a shard is worked at: nothing here decides which numbers are wanted."""
+
+    batch_size: int  # rows a forward pass; a batch never crosses a shard
+    n_threads: int  # that decode
+    limit: float  # largest magnitude that the store's dtype holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,42 +96,39 @@ class _Batch:
 
 
 def run_jobs(
-    jobs: Sequence[ShardJob],
+    jobs: Iterable[ShardJob],
     source: Source,
     *,
-    batch_size: int,
-    n_threads: int,
-    limit: float,
+    pace: Pace,
     on_batch: Callable[[int], None],
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Do the jobs in order and yield each result once its ledgers are written.
 
     Args:
-        jobs: Shards to do.
+        jobs: Shards to do; the next is asked for when its first batch can be loaded, so that a
+            shard is claimed no earlier than it is begun.
         source: Gives the numbers.
-        batch_size: Rows a forward pass. A batch never crosses a shard.
-        n_threads: Threads that decode.
-        limit: Largest magnitude that the store's dtype holds.
+        pace: Batches, threads and the largest magnitude.
         on_batch: Called with the number of rows of each batch when it is computed.
 
     Raises:
         StorageError: The disk refused a write; the shards yielded so far are committed.
     """
-    with ThreadPoolExecutor(n_threads) as loaders, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(pace.n_threads) as loaders, ThreadPoolExecutor(1) as pool:
         writing = _Writing(pool)
         flight: _Flight | None = None
         work: _ShardWork | None = None
         try:
-            for batch in _batches(jobs, source, loaders, batch_size, n_threads):
+            for batch in _batches(jobs, source, loaders, pace):
                 work = work or _ShardWork(batch.job)
                 following = work.start(batch, source)
                 work = None if batch.is_last else work
                 # The next batch is under way on the device before this one is fetched.
                 if flight is not None:
-                    yield from _land(flight, writing, limit, on_batch)
+                    yield from _land(flight, writing, pace.limit, on_batch)
                 flight = following
             if flight is not None:
-                yield from _land(flight, writing, limit, on_batch)
+                yield from _land(flight, writing, pace.limit, on_batch)
             yield from writing.finished(all_of_them=True)
         finally:
             loaders.shutdown(wait=False, cancel_futures=True)
@@ -176,24 +187,27 @@ def _land(
 
 
 def _batches(
-    jobs: Sequence[ShardJob],
-    source: Source,
-    loaders: ThreadPoolExecutor,
-    batch_size: int,
-    n_threads: int,
+    jobs: Iterable[ShardJob], source: Source, loaders: ThreadPoolExecutor, pace: Pace
 ) -> Iterator[_Batch]:
     """Load ahead of the forward pass, over the borders of shards, two batches and a bit."""
-    ahead = 2 + n_threads // batch_size
+    batch_size = pace.batch_size
+    ahead = 2 + pace.n_threads // batch_size
     queue: deque[_Batch] = deque()
     for job in jobs:
         for start in range(0, len(job.lines), batch_size):
             lines = job.lines[start : start + batch_size]
-            loads = [loaders.submit(source.load, line) for line in lines]
+            loads = [loaders.submit(_load, source, job, line) for line in lines]
             is_last = start + batch_size >= len(job.lines)
             queue.append(_Batch(job=job, lines=lines, loads=loads, is_last=is_last))
             if len(queue) > ahead:
                 yield queue.popleft()
     yield from queue
+
+
+def _load(source: Source, job: ShardJob, line: Mapping[str, Any]) -> Loaded:
+    if line["row"] in job.removed:
+        raise BadImageError(REMOVED)
+    return source.load(line)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +235,10 @@ class _ShardWork:
             for array, item in job.folder.taps[tap].arrays.items()
         }
         self._is_torn = False  # a batch was begun and not finished
-        self._writers = {key: open_writer(job.folder, *key, job.shard) for key in arrays}
+        nonce = job.claim.nonce
+        self._writers = {
+            key: open_writer(job.folder, *key, job.shard, nonce=nonce) for key in arrays
+        }
         # The rows of a pooled tap share one chunk, which is small.
         self._pooled = {
             tap: fill_block(job.folder, item)
@@ -278,20 +295,38 @@ class _ShardWork:
         self._is_torn = False
 
     def commit(self) -> ShardResult:
-        """Finish every file, then write the ledgers: only they make the shard exist."""
+        """Finish every file, then write the ledgers: only they make the shard exist.
+
+        Where the shard was lost to another process, that one's files stay as they are.
+        """
         if self._is_torn:
             raise StorageError(f"Shard {self.job.shard} is not whole: a batch was not written.")
-        folder, shard = self.job.folder, self.job.shard
         shared: dict[str, int] = {}
         for tap, block in self._pooled.items():
             if len(self.rejected[tap]) < len(self.job.lines):
                 shared[tap] = self._writers[tap, "pooled"].append(0, block)
+        for writer in self._writers.values():
+            writer.finish()
+        with self.job.claim.committing() as is_own:
+            if is_own:
+                self._publish(shared)
+        if not is_own:
+            self.discard()
+        rejected = {
+            row: why
+            for tap in self.job.taps
+            for row, why in self.rejected[tap].items()
+            if row not in self.job.removed
+        }
+        return ShardResult(job=self.job, rejected=rejected, is_lost=not is_own)
+
+    def _publish(self, shared: Mapping[str, int]) -> None:
+        """Name the files, then write the ledgers; `shared` gives the checksums of pooled taps."""
+        folder = self.job.folder
         for (tap, array), writer in self._writers.items():
-            writer.commit(folder.array_path(tap, array))
+            writer.publish(folder.array_path(tap, array))
         for tap in self.job.taps:
-            write_ledger(folder, tap, shard, self._ledger(tap, shared.get(tap)))
-        rejected = {row: why for tap in self.job.taps for row, why in self.rejected[tap].items()}
-        return ShardResult(job=self.job, rejected=rejected)
+            write_ledger(folder, tap, self.job.shard, self._ledger(tap, shared.get(tap)))
 
     def discard(self) -> None:
         """Delete what is not committed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from featstore.arrays import BFLOAT16_NAN, chunk_crc32c
-from featstore.files import PARTIAL, fsync_path, remove_file, storage_errors
+from featstore.files import fsync_path, partial_path, remove_file, storage_errors
 from featstore.remote.location import find_mirror
 from featstore.remote.writing import move_shard
 from featstore.shards import ABSENT, CRC_BYTES
@@ -23,11 +24,11 @@ from featstore.store import FeatureSetFolder
 
 
 class ShardFileWriter:
-    """One shard file under construction; without `commit` it never gets its name."""
+    """One shard file under construction; without `publish` it never gets its name."""
 
-    def __init__(self, path: Path, n_chunks: int) -> None:
+    def __init__(self, path: Path, n_chunks: int, nonce: str) -> None:
         self._path = path
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        self._partial = partial_path(path, nonce)
         self._index = np.full((n_chunks, 2), ABSENT, "<u8")
         self._end = 0
         self._file: BinaryIO | None = None
@@ -57,8 +58,24 @@ class ShardFileWriter:
         self._end += values.nbytes + CRC_BYTES
         return found
 
-    def commit(self, root: Path) -> None:
-        """Write the index, force the file to the disk and give it its name.
+    def finish(self) -> None:
+        """Write the index and force the file to the disk; it still has no name.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        if self._file is None:
+            return
+        with storage_errors(self._path):
+            index = self._index.reshape(-1).view(np.uint8)
+            self._file.write(index.data)
+            self._file.write(chunk_crc32c(index).to_bytes(CRC_BYTES, "little"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def publish(self, root: Path) -> None:
+        """Give the finished file its name.
 
         A shard without chunks has no file: one that lay there is removed. In the mirror of a store
         behind a URL the file moves to that store.
@@ -73,12 +90,6 @@ class ShardFileWriter:
             if self._file is None:
                 remove_file(self._path)
                 return
-            index = self._index.reshape(-1).view(np.uint8)
-            self._file.write(index.data)
-            self._file.write(chunk_crc32c(index).to_bytes(CRC_BYTES, "little"))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
             mirror = find_mirror(self._path)
             if mirror is not None:
                 move_shard(mirror, self._partial, self._path)
@@ -88,17 +99,23 @@ class ShardFileWriter:
                 fsync_path(root / parent)
 
     def discard(self) -> None:
-        """Delete what was written so far; after `commit` there is nothing to delete."""
+        """Delete what was written so far; after `publish` there is nothing to delete."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # of a full disk, which refuses what is buffered
                 self._file.close()
             self._partial.unlink(missing_ok=True)
 
 
-def open_writer(folder: FeatureSetFolder, tap: str, array: str, shard: int) -> ShardFileWriter:
-    """Begin a shard of an array; a pooled one is a single chunk, others have a chunk a row."""
+def open_writer(
+    folder: FeatureSetFolder, tap: str, array: str, shard: int, *, nonce: str | None = None
+) -> ShardFileWriter:
+    """Begin a shard of an array; a pooled one is a single chunk, others have a chunk a row.
+
+    `nonce` is that of the claim on the shard; None: nobody else knows of the folder.
+    """
     n_chunks = 1 if array == "pooled" else folder.layout.shard_rows
-    return ShardFileWriter(folder.shard_file(tap, array, shard), n_chunks)
+    nonce = nonce or secrets.token_hex(8)
+    return ShardFileWriter(folder.shard_file(tap, array, shard), n_chunks, nonce)
 
 
 def fill_block(folder: FeatureSetFolder, item_shape: Sequence[int]) -> np.ndarray:
@@ -131,4 +148,5 @@ def write_shard(
     for number, chunk in enumerate(chunks):
         if not is_hole(folder, chunk):
             writer.append(number, np.ascontiguousarray(chunk))
-    writer.commit(folder.array_path(tap, array))
+    writer.finish()
+    writer.publish(folder.array_path(tap, array))

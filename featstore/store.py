@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from featstore.errors import FormatError, InvalidInputError, NotFoundError, invalid
-from featstore.files import PARTIAL, read_parquet, write_json
+from featstore.files import PARTIAL, exclusive, read_parquet, write_json
 from featstore.layout import Layout
 from featstore.plan import FORMAT_VERSION, ExtractPlan
 from featstore.remote.location import REMOTE_FILE, find_mirror, is_url, shown
@@ -25,6 +25,8 @@ from featstore.taps import tap_folder
 from featstore.types import Box, Placement, TapShape
 
 _DATASET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_LOCKS = ".locks"
+_LOCK_WAIT_S = 60.0
 STORE_DTYPES = {"float16": "<f2", "float32": "<f4", "bfloat16": "<u2"}
 """How each dtype of a plan lies on disk; bfloat16 lies as its bits."""
 
@@ -51,6 +53,8 @@ ASSIGNMENT_SCHEMA = pa.schema(
         ("path", pa.string()),
     ]
 )
+PLACEMENT_COLUMNS = ASSIGNMENT_SCHEMA.names[4:17]
+"""Those that say how the image of a row is drawn into the input."""
 
 
 def read_attributes(folder: Path) -> dict[str, Any]:
@@ -165,7 +169,9 @@ class FeatureSetFolder:
         paths = self.assignment_paths()
         if not paths:
             return ASSIGNMENT_SCHEMA.empty_table()
-        return pa.concat_tables([read_parquet(path) for path in paths]).sort_by("row")
+        names = ASSIGNMENT_SCHEMA.names  # those of moved rows have one column more
+        tables = [read_parquet(path).select(names) for path in paths]
+        return pa.concat_tables(tables).sort_by("row")
 
     def removed_rows(self) -> set[int]:
         """Rows that were removed logically."""
@@ -223,7 +229,7 @@ class StoreFolder:
     @property
     def locks_path(self) -> Path:
         """Folder of lock files, not part of the store's content."""
-        return self.path / ".locks"
+        return self.path / _LOCKS
 
     @property
     def is_writable(self) -> bool:
@@ -287,10 +293,30 @@ def create_folder(path: Path, *, library: str) -> StoreFolder:
     return complete_folder(path)
 
 
+def ensure_folder(path: Path, *, library: str) -> StoreFolder:
+    """Open the store at `path`, or make it; of several processes that do so, one makes it.
+
+    Raises:
+        InvalidInputError: Something else is there.
+        StorageError: The disk refused.
+    """
+    if is_store(path) and (path / "feature_sets" / "zarr.json").exists():
+        return open_folder(path)
+    lock = path / _LOCKS / "store.lock"
+    with exclusive(lock, purpose="making the store", timeout_s=_LOCK_WAIT_S):
+        if is_store(path):
+            return complete_folder(path)
+        return create_folder(path, library=library)
+
+
 def complete_folder(path: Path) -> StoreFolder:
-    """Write what a process that was killed while it made the store left out, sweep what it left."""
-    for leftover in path.glob(f"zarr.json.*{PARTIAL}"):
-        leftover.unlink(missing_ok=True)
+    """Write what a process that was killed while it made the store left out, sweep what it left.
+
+    Call it where nobody else makes the same store.
+    """
+    for folder in (path, path / "feature_sets"):
+        for leftover in folder.glob(f"zarr.json.*{PARTIAL}"):
+            leftover.unlink(missing_ok=True)
     if not (path / "feature_sets" / "zarr.json").exists():
         write_attributes(path / "feature_sets", {})
     return open_folder(path)
@@ -317,10 +343,9 @@ def check_target(path: Path) -> None:
 
 
 def _holds_files(path: Path) -> bool:
-    """Tell whether a folder holds anything but what a killed process left of its first file."""
-    return any(
-        not entry.name.endswith(PARTIAL) and entry.name != REMOTE_FILE for entry in path.iterdir()
-    )
+    """Tell whether a folder holds anything but what is no store's, or a killed process left."""
+    ours = (_LOCKS, REMOTE_FILE)
+    return any(not (e.name.endswith(PARTIAL) or e.name in ours) for e in path.iterdir())
 
 
 def is_store(path: Path) -> bool:

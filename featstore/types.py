@@ -173,7 +173,7 @@ class FeatureReader(Reader, Protocol):
 class Progress:
     """One report of a long run, handed to the caller's callback; the library never prints.
 
-    `stage` is "items", "labels", "extract", "verify", "index", "train",
+    `stage` is "items", "labels", "extract", "verify", "index", "copy", "compact", "train",
     "evaluate", "predict", "adapt", "protocol" or "cka"; `done` and `total`
     count what that stage counts (images, shards, steps). A `message` is a sentence for people.
     """

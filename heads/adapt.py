@@ -6,7 +6,7 @@ import copy
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,16 @@ from heads.identity_images import (
 from heads.identity_token import IdentityToken
 from heads.model import Model, load
 from heads.runs import Run
-from heads.token_file import DTYPES, TokenFile, read_token, use_token, weights_hash, write_token
+from heads.token_file import (
+    DTYPES,
+    TokenFile,
+    note_support,
+    read_token,
+    support_of,
+    use_token,
+    weights_hash,
+    write_token,
+)
 
 _ROWS_AT_ONCE = 64
 ENDING = ".safetensors"
@@ -115,7 +124,7 @@ def adapt(
     """Adapt the head of a run to one identity, save the tokens and measure them.
 
     It learns from stored images of the identity that are not in the test split, and is measured
-    on those that are. The run stays as it is.
+    on those that are. The run stays as it is, but for a note of what each token has learned from.
 
     Args:
         run: A run, its folder, or with `store` or `runs` its id, the start of one, or "@last".
@@ -232,6 +241,10 @@ class _Job:
             weights=one.weights,
         )
         n_bytes = write_token(path, saved, dtype=self._choices.token_dtype)
+        names = support_of(self._instances.pool[n].pair.image_key for n in start.support)
+        if not note_support(self._run, path, names):
+            saved = replace(saved, support=names)
+            n_bytes = write_token(path, saved, dtype=self._choices.token_dtype)
         back = self._with(read_token(path))
         support = self.images.rows(torch.tensor(start.support))
         paths = dict.fromkeys(self._instances.pool[n].pair.path for n in start.support)

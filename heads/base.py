@@ -123,6 +123,13 @@ class Head(nn.Module, ABC):
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the biases that are added to the output: a task may shift their start."""
 
+    def start_at(self, middle: Tensor) -> None:
+        """Begin with one answer for all images, if the head can; others begin as published.
+
+        Args:
+            middle: (n_outputs,) what a task asks for, see `Task.middle`.
+        """
+
     @classmethod
     def default_taps(
         cls, available: Mapping[str, TapShape], *, input_hw: tuple[int, int] | None
@@ -248,6 +255,20 @@ def shift_output_biases(head: Head, amount: float) -> None:
     with torch.no_grad():
         for bias in head.output_biases():
             bias.add_(amount)
+
+
+def start_layer_at(layer: nn.Module, middle: Tensor, *, share: float) -> None:
+    """Let a last layer give (n_outputs,) about `middle`, whatever goes in, before it has learned.
+
+    Args:
+        layer: With a weight and a bias.
+        middle: (n_outputs,).
+        share: Of its weights that is kept; with 0 no gradient reaches what lies before them in
+            the first step.
+    """
+    with torch.no_grad():
+        layer.get_parameter("weight").mul_(share)
+        layer.get_parameter("bias").copy_(middle)
 
 
 def only_dense_tap(taps: Sequence[TapShape], *, head: str) -> TapShape:

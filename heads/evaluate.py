@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore import open as open_store
-from featstore.errors import InvalidInputError, NotFoundError, invalid, not_found
+from featstore.errors import InvalidInputError, NotFoundError, invalid
 from featstore.store import locate
 from featstore.types import Label, Progress, ProgressCallback, ignore_progress
-from featstore.views import HFLIP
+from featstore.views import HFLIP, PLAIN, check_view
 from heads.facts import measured_facts
 from heads.feed import Feed
-from heads.labels import LabelSource, open_stored_labels
+from heads.labels import LabelSource
+from heads.measured_pairs import pairs_to_measure, without_support
 from heads.measuring import measure_window
 from heads.metrics import Metric
 from heads.model import Model, load
 from heads.other_features import check_same_backbone
+from heads.other_views import in_view
 from heads.predictions import Predict, flip_average, predict_pairs
-from heads.runs import PAIRS, RECORD, Run, find_run, read_run
-from heads.selection import (
-    TEST,
-    TRAIN,
-    VAL,
-    Pair,
-    labelled_pairs,
-    labels_of,
-    pairs_from_table,
-    plain_pairs,
-    select_items,
-    select_split,
-)
-from heads.tasks import Task
+from heads.runs import RECORD, Run, find_run, read_run
+from heads.selection import TEST, Pair
 from heads.token_choice import OWN, OWN_TOKEN, ChosenToken, choose_token
 
 if TYPE_CHECKING:
@@ -80,9 +69,11 @@ class EvaluationReport:
     answers: str  # "head", or the baseline in its place
     split: str
     data: str | None
+    view: str  # of the images, in which they were measured
     tta: str | None  # "hflip": averaged with mirror images
     token: str  # "own", "mean" or a token file: what stood for whom the images show
     identity: str | None  # label that was measured alone
+    support: int  # images left out, as the token has learned from them
     output_hw: tuple[int, int]
     images: int
     groups: int
@@ -105,9 +96,11 @@ def evaluate(
     data: str | None = None,
     queries: int | None = None,
     feature_set: str | None = None,
+    view: str = PLAIN,
     tta: str | None = None,
     token: str | Path = OWN,
     identity: str | None = None,
+    with_support: bool = False,
     device: str = "auto",
     progress: ProgressCallback = ignore_progress,
 ) -> EvaluationReport:
@@ -126,6 +119,7 @@ def evaluate(
         queries: Side of another grid of queries than the head was trained on, for another
             resolution of the output; None: the same.
         feature_set: Key or name of other features of the same backbone; None: the run's own.
+        view: Stored view of the images, such as "jitter:0:0", a worse box around each animal.
         tta: "hflip" averages each prediction with that of the stored mirror image, turned back;
             None: the plain view alone.
         token: Of a head with identities: "own" answers for images of an identity that was
@@ -133,17 +127,21 @@ def evaluate(
             token file for all with its token.
         identity: Measure on images of this label alone, which the split is looked up in the
             store for; None: with a token file the identity that it is of, else all labels.
+        with_support: Measure on the images too that the token of a file has learned from.
         device: Where to compute.
         progress: Called with reports of progress.
 
     Raises:
-        NotFoundError: The run, its store or its features are not there, or with `tta` a mirror
-            image, or the identity or token file.
-        InvalidInputError: Nothing in the split can be measured, `tta` is something else, or the
-            token is of another run or the head takes none.
+        NotFoundError: The run, its store or its features are not there, or the view, with `tta` a
+            mirror image, or the identity or token file.
+        InvalidInputError: Nothing in the split can be measured, `view` or `tta` is something else
+            or both are asked for, or the token is of another run or the head takes none.
     """
+    check_view(view)
     if tta not in (None, HFLIP):
         raise invalid("tta", tta, f"{HFLIP} or None")
+    if tta is not None and view != PLAIN:
+        raise invalid("view", view, f"{PLAIN} with tta, for its mirror image alone is stored")
     found = locate_run(run, store=store, runs=runs)
     model = load(found, device=device)
     if queries is not None:
@@ -154,12 +152,15 @@ def evaluate(
         check_same_backbone(found, features)
         model.read_from(features.taps)
     answer = choose_token(model, found, token)
+    if with_support:
+        answer = replace(answer, support=frozenset())
     return measure_run(
         found,
         model,
         features,
         split=split,
         data=data,
+        view=view,
         tta=tta,
         token=answer,
         identity=answer.identity if identity is None else identity,
@@ -175,6 +176,7 @@ def measure_run(
     split: str,
     data: str | None,
     progress: ProgressCallback,
+    view: str = PLAIN,
     tta: str | None = None,
     token: ChosenToken = OWN_TOKEN,
     identity: str | None = None,
@@ -189,6 +191,7 @@ def measure_run(
         split: See `evaluate`.
         data: See `evaluate`.
         progress: Called with reports of progress.
+        view: See `evaluate`.
         tta: See `evaluate`.
         token: What stands for whom the images show.
         identity: See `evaluate`.
@@ -199,6 +202,9 @@ def measure_run(
     """
     pairs, labels = pairs_to_measure(run, features, model.task, split, data, identity=identity)
     model.task.check(measured_facts(pairs, labels))
+    asked, pairs = pairs, without_support(pairs, token.support, token=token.name)
+    if view != PLAIN:
+        pairs = in_view(features, pairs, model.tap_names, view)
     feed = Feed(features, model.array_names, model.device)
     predict = token.predict
     if tta is not None:
@@ -209,9 +215,11 @@ def measure_run(
         answers=answers,
         split=split,
         data=data,
+        view=view,
         tta=tta,
         token=token.name,
         identity=identity,
+        support=len({pair.image_key for pair in asked} - {pair.image_key for pair in pairs}),
         output_hw=model.head.output_hw,
         images=result.per_image.num_rows,
         groups=result.n_groups,
@@ -262,56 +270,6 @@ def store_of(run: Run, store: str | Path | None) -> Path:
             f"The store of {run.run_id}, {recorded}, is not there. Name it with --store DIR."
         )
     return recorded
-
-
-def pairs_to_measure(
-    run: Run,
-    features: FeatureSet,
-    task: Task,
-    split: str,
-    data: str | None,
-    *,
-    identity: str | None = None,
-) -> tuple[Sequence[Pair], LabelSource]:
-    """Give the pairs of a split as a run means it, with where their labels come from.
-
-    Args:
-        run: Run.
-        features: Its feature set.
-        task: Its task.
-        split: "train", "val" and "test" are the run's own parts.
-        data: In place of the labels that the run used.
-        identity: Label of the pairs, all others being left out; then the split is that of the
-            store, as a run may have held the label out.
-
-    Raises:
-        InvalidInputError: Nothing in the split can be measured.
-        NotFoundError: Nothing in the split has the label.
-    """
-    store = features.store
-    own_data, taps, kind = run.record["labels"]["data"], run.record["taps"], task.label_kind
-    if identity is not None:
-        every, labels = select_split(
-            store, features, taps=taps, kind=kind, split=split, data=data or own_data
-        )
-        pairs = tuple(pair for pair in every if pair.label == identity)
-        if not pairs:
-            raise not_found(f"label in split {split!r}", identity, labels_of(every))
-        return pairs, labels
-    if data is None and split in (TRAIN, VAL, TEST):
-        pairs = pairs_from_table(pq.read_table(run.path / PAIRS), split)
-        pairs = plain_pairs(pairs)
-        if not pairs:
-            raise InvalidInputError(
-                f"Run {run.run_id} has no {split} part. Choose another --split."
-            )
-        if features.key != run.record["feature_sets"][0]:
-            items = {(pair.dataset, pair.item) for pair in pairs}
-            return select_items(store, features, taps=taps, kind=kind, items=items, data=own_data)
-        if own_data is None:
-            return pairs, open_stored_labels(store, kind)
-        return pairs, labelled_pairs(store, features, taps=taps, kind=kind, data=own_data)[0]
-    return select_split(store, features, taps=taps, kind=kind, split=split, data=data or own_data)
 
 
 def measure_pairs(

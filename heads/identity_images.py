@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from featstore.errors import InvalidInputError, invalid, not_found
 from featstore.order import draw_keys
@@ -208,12 +209,28 @@ class FirstTokens:
             return self._head.mean_token().detach()
         if init == RANDOM:
             return self._head.random_tokens(1, torch.Generator().manual_seed(seed))[0]
+        tokens_nd, known_nc = self._trained(init)
+        new_c = descriptors(seen.inputs).mean(dim=0)
+        return interpolated_token(tokens_nd, known_nc, new_c, seed=seed)
+
+    def nearest(self, seen: Images) -> Tensor:
+        """Give the trained token of the identity whose images are most like some new ones.
+
+        Args:
+            seen: Images of the new identity: their labels are not looked at.
+        """
+        tokens_nd, known_nc = self._trained("nearest")
+        new_c = descriptors(seen.inputs).mean(dim=0)
+        similar_n = functional.cosine_similarity(known_nc, new_c[None].to(known_nc), dim=1)
+        return tokens_nd[similar_n.argmax()].detach()
+
+    def _trained(self, init: str) -> tuple[Tensor, Tensor]:
+        """Give the trained tokens, and what their identities' images look like."""
         if self._head.tokens is None:
             raise invalid("init", init, f"{MEAN} or {RANDOM}: the run has no trained tokens")
         if self._known is None:
             self._known = self._described()
-        new_c = descriptors(seen.inputs).mean(dim=0)
-        return interpolated_token(self._head.tokens, self._known, new_c, seed=seed)
+        return self._head.tokens, self._known
 
     def _described(self) -> Tensor:
         """Describe the trained identities by images that the run has learned from."""

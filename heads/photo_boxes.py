@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from featstore.crops import square_crop
+from featstore.crops import BOX_SCALE, square_crop
 from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
 from featstore.types import Box
 
@@ -166,6 +166,28 @@ def _name(text: str) -> PurePosixPath:
 def _corners(xywh: Sequence[float]) -> Box:
     x, y, width, height = (float(value) for value in xywh)
     return (x, y, x + width, y + height)
+
+
+def scale_of(record: Mapping[str, Any], asked: float | None) -> float:
+    """Give the side of a crop in longer sides of its box: that of the images learned from.
+
+    Args:
+        record: What ``run.json`` says.
+        asked: Overrides it.
+
+    Raises:
+        InvalidInputError: They showed whole images, or were cropped by several scales.
+    """
+    shown = record.get("boxes_shown", ())
+    if asked is not None:
+        return asked
+    if "image" in shown or len(shown) > 1:
+        learned = "whole images" if list(shown) == ["image"] else f"box={' and box='.join(shown)}"
+        raise InvalidInputError(
+            f"{record['run_id']} learned from {learned}, so that no one scale of the boxes is its "
+            "own. Name one with --box-scale, or leave out --boxes to show whole photos."
+        )
+    return float(shown[0]) if shown else BOX_SCALE
 
 
 def crop_of(found: FoundBox, photo_hw: tuple[int, int], scale: float) -> Box:

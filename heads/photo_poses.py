@@ -57,7 +57,7 @@ class PhotoPoses:
     names: Mapping[Path, Path]  # photo to where its results go below `out`
     bad: dict[str, str]  # photo, or one of its boxes, to the reason why it is left out
     boxes: PhotoBoxes | None  # None: the whole photo
-    scale: float  # side of a crop, in longer sides of the box
+    scale: float | None  # side of a crop, in longer sides of the box; None with whole photos
     batch_size: int
     _photos: list[_Photo] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ class PhotoPoses:
 
     def _crops(self, path: Path, pixels: np.ndarray) -> list[tuple[FoundBox | None, Box | None]]:
         """List what is asked for in a photo; a box that cannot be used is noted."""
-        if self.boxes is None:
+        if self.boxes is None or self.scale is None:
             return [(None, None)]
         size_hw = (pixels.shape[0], pixels.shape[1])
         try:

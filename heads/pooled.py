@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from featstore.errors import invalid
 from featstore.types import TapShape
-from heads.base import HEADS, Head, TapTokens, check_inputs
+from heads.base import HEADS, Head, TapTokens, check_inputs, start_layer_at
 from heads.blocks import normalise_tokens
 from heads.joining import join, joined_shape
 
@@ -28,6 +28,10 @@ class PooledHead(Head):
     def output_hw(self) -> tuple[int, int]:
         """One answer."""
         return (1, 1)
+
+    def start_at(self, middle: Tensor) -> None:
+        """Begin with one answer: the norm before it knows little yet, so that no weight is kept."""
+        start_layer_at(self.project, middle, share=0.0)
 
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the bias of the projection."""

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featstore.crops import BOX_SCALE
 from featstore.errors import BadImageError, InvalidInputError, NotFoundError, invalid
 from featstore.files import write_bytes
 from featstore.images import decode
@@ -21,7 +20,7 @@ from featstore.types import Box, Placement, Progress, ProgressCallback, ignore_p
 from heads.evaluate import locate_run
 from heads.gallery import paint_prediction
 from heads.model import Model, load
-from heads.photo_boxes import FULL, MIN_SCORE, PhotoBoxes, read_photo_boxes
+from heads.photo_boxes import FULL, MIN_SCORE, PhotoBoxes, read_photo_boxes, scale_of
 from heads.photo_poses import PhotoPoses
 from heads.runs import Run
 from heads.tasks.pose import PoseTask
@@ -76,7 +75,7 @@ def predict(
     device: str = "auto",
     batch_size: int = 8,
     boxes: str | Path | None = None,
-    box_scale: float = BOX_SCALE,
+    box_scale: float | None = None,
     min_score: float = MIN_SCORE,
     token: str | Path = MEAN,
     identity: str | None = None,
@@ -103,7 +102,8 @@ def predict(
         batch_size: Images, or animals, at a time.
         boxes: Of the animals that a run of keypoints shall find keypoints of: a file of
             MegaDetector, or JSON like COCO's; "full" or None takes each image for one animal.
-        box_scale: Side of the square around a box that is shown, in its longer sides.
+        box_scale: Side of the square around a box that is shown, in its longer sides; None: that
+            of the images that the run has learned from.
         min_score: Boxes of a lower score are left out.
         token: Of a head with identities: a token file, or "mean".
         identity: One that was trained, whose token is taken in place of `token`.
@@ -124,8 +124,9 @@ def predict(
     poses: PhotoPoses | None = None
     if isinstance(model.task, PoseTask):
         read = _boxes(boxes, min_score)
+        scale = None if read is None else scale_of(found.record, box_scale)
         poses = PhotoPoses(
-            model=model, boxes=read, scale=box_scale, batch_size=batch_size, bad=bad, **place
+            model=model, boxes=read, scale=scale, batch_size=batch_size, bad=bad, **place
         )
     elif boxes is not None:
         raise invalid("boxes", str(boxes), f"left out: {found.record['task']} finds no keypoints")

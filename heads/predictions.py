@@ -9,27 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from featstore.commands import extract_command
-from featstore.errors import NotFoundError
-from featstore.views import HFLIP, PLAIN
+from featstore.views import HFLIP
 from heads.base import TapTokens
 from heads.feed import Feed
 from heads.model import Model
-from heads.selection import Pair, rows_with_taps
+from heads.other_views import rows_in_view
+from heads.selection import Pair
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet
 
 Predict = Callable[[Model, Feed, Sequence[Pair]], np.ndarray]
 """Gives (pairs, channels, Ho, Wo) float32, what the task's `predict` gives, for stored rows."""
-
-_MIRROR_IMAGES = """
-select distinct one."row" as "row", other."row" as mirrored
-from samples as one
-inner join samples as other using (feature_set, image_key, crop)
-where feature_set = $feature_set and one."view" = $plain and other."view" = $hflip
-order by all
-"""
 
 
 def predict_pairs(model: Model, feed: Feed, pairs: Sequence[Pair]) -> np.ndarray:
@@ -114,21 +105,5 @@ def flip_average(
     Raises:
         NotFoundError: One of them has none; the message says how to add them.
     """
-    chosen = {"feature_set": features.key, "plain": PLAIN, "hflip": HFLIP}
-    has_taps = rows_with_taps(features.store, features, taps)
-    found = {
-        line["row"]: line["mirrored"]
-        for line in features.store.sql(_MIRROR_IMAGES, chosen).to_pylist()
-        if line["mirrored"] in has_taps
-    }
-    lacking = [pair.path for pair in pairs if pair.row not in found]
-    if lacking:
-        hint = "Measure without --tta."
-        if not features.is_foreign:
-            command = extract_command(features.folder, taps=taps, views=[HFLIP])
-            hint = f"Add them: `{command}`."
-        raise NotFoundError(
-            f"{len(lacking)} of {len(pairs)} images have no stored mirror image (view hflip) with "
-            f"{', '.join(taps)}, such as {lacking[0]}. {hint}"
-        )
+    found = rows_in_view(features, pairs, taps, HFLIP, instead="Measure without --tta.")
     return FlipAverage(mirror_images=found, predict=predict)

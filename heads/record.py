@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from featstore.datasets.instances import box_of_spec
+from featstore.items import read_dataset
 from featstore.remote.location import shown
 from featstore.version import __version__
 from heads.base import Head
 from heads.labels import LabelSource
 from heads.loop import Recipe
 from heads.model import Model, shape_to_json
-from heads.selection import Selection
+from heads.selection import Pair, Selection
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
@@ -35,6 +38,13 @@ def what_is_read(store: Store, features: FeatureSet, model: Model) -> dict[str, 
         "tap_shapes": [shape_to_json(shape) for shape in dict.fromkeys(model.taps)],
         "normed_taps": list(model.normed_taps),
     }
+
+
+def boxes_shown(store: Store, pairs: Iterable[Pair]) -> list[str]:
+    """List what images of animals show, each once: scales of boxes, or "image", as readers say."""
+    names = sorted({pair.dataset for pair in pairs})
+    found = {box_of_spec(read_dataset(store.folder, name)["spec"]) for name in names}
+    return sorted(each for each in found if each is not None)
 
 
 def what_is_trained(

@@ -21,12 +21,12 @@ from heads.evaluate import (
     labelled,
     locate_run,
     measure_run,
-    pairs_to_measure,
     store_of,
 )
 from heads.feed import Feed
 from heads.joining import join
 from heads.labels import LabelSource, StoredLabels
+from heads.measured_pairs import pairs_to_measure
 from heads.metrics import Metric
 from heads.model import Model, load
 from heads.nearest import fit_nearest

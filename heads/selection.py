@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ from heads.labels import LabelSource, reader_labels, stored_labels
 
 if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
+
+T = TypeVar("T")
 
 TRAIN, VAL, TEST = "train", "val", "test"
 _ROWS_WITH_TAPS = """
@@ -260,11 +262,11 @@ def rows_with_taps(store: Store, features: FeatureSet, taps: Sequence[str]) -> s
     return set(store.sql(_ROWS_WITH_TAPS, chosen)["row"].to_pylist())
 
 
-def evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """Choose at most `count` pairs, evenly spread, the first one included."""
-    if len(pairs) <= count:
-        return list(pairs)
-    return [pairs[index * len(pairs) // count] for index in range(count)]
+def evenly(things: Sequence[T], count: int) -> list[T]:
+    """Choose at most `count` of some things, evenly spread, the first one included."""
+    if len(things) <= count:
+        return list(things)
+    return [things[index * len(things) // count] for index in range(count)]
 
 
 def _pair(line: Mapping[str, Any]) -> Pair:

@@ -22,7 +22,7 @@ from heads.labels import LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors
 from heads.options import split_options
-from heads.record import versions, what_is_read, what_is_trained
+from heads.record import boxes_shown, versions, what_is_read, what_is_trained
 from heads.runs import PAIRS
 from heads.selection import (
     TEST,
@@ -30,6 +30,7 @@ from heads.selection import (
     VAL,
     Pair,
     Selection,
+    evenly,
     labelled_pairs,
     pairs_from_table,
     select,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
 
 TAP_NORMS = ("final", "none")
+_STARTED_WITH = 256  # training images, at most, whose mean a head begins with
 
 
 class Choices(TypedDict, total=False):
@@ -190,11 +192,15 @@ def make_setup(
         task.criterion.to(device)
     names_of = {pair.key: _shown_name(pair) for pair in pairs}
     selection = _without_bad_labels(selection, targets)
-    recipe = _recipe(request, model, selection, LoopOptions(**options["loop"]))
+    _start(head, task, targets, selection)
+    default_lr = task.settings.head_lrs.get(head_name, head.LR or task.settings.lr)
+    loop = LoopOptions(**options["loop"])
+    recipe = _recipe(request, model, selection, loop, default_lr=default_lr)
     record = {
         "head": head_name,
         "task": task_name,
         **what_is_read(store, features, model),
+        "boxes_shown": boxes_shown(store, selection.train),
         "named_taps": list(chosen.named),
         "tail": None if tail is None else tail.to_json(),
         **what_is_trained(selection, labels, recipe, head),
@@ -314,13 +320,27 @@ def _without_bad_labels(selection: Selection, targets: Targets) -> Selection:
     return kept
 
 
+def _start(head: Head, task: Task, targets: Targets, selection: Selection) -> None:
+    """Begin where training images are on average, where task and head know of such an answer."""
+    shown = evenly(selection.train, _STARTED_WITH)
+    middle = task.middle(targets.batch([pair.key for pair in shown]))
+    if middle is not None:
+        head.start_at(torch.from_numpy(middle))
+
+
 def _shown_name(pair: Pair) -> str:
     return pair.path if pair.view == PLAIN else f"{pair.path} ({pair.view})"
 
 
-def _recipe(request: Request, model: Model, selection: Selection, loop: LoopOptions) -> Recipe:
+def _recipe(
+    request: Request,
+    model: Model,
+    selection: Selection,
+    loop: LoopOptions,
+    *,
+    default_lr: float,
+) -> Recipe:
     settings = model.task.settings
-    default_lr = model.head.LR or settings.lr
     n_shown = len(choices_of(selection.train, loop.views))  # in an epoch
     batch_size = min(request.batch_size or settings.batch_size, n_shown)
     steps = request.steps or settings.steps

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 from featstore import open as open_store
 from featstore.errors import FormatError, InvalidInputError, NotFoundError
-from heads.evaluate import pairs_to_measure, store_of
+from heads.evaluate import store_of
 from heads.feed import Feed
 from heads.gallery import draw_pictures
+from heads.measured_pairs import pairs_to_measure
 from heads.model import load
 from heads.runs import PER_IMAGE, PICTURES, Run
 from heads.selection import Pair

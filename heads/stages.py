@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from featstore.errors import invalid
 from featstore.types import TapShape
-from heads.base import Head, TapTokens
+from heads.base import Head, TapTokens, start_layer_at
 
 AUTO, DENSE, DEPTH, POOLED = "auto", "dense", "depth", "pooled"
 STAGES = (AUTO, DENSE, DEPTH, POOLED)
@@ -18,6 +18,7 @@ GROWTH = 4
 
 _GROUPS = 32
 _DEPTH_CHANNELS = 64
+_STARTED = 0.01  # of the weights of the last layer, where it begins with one answer
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -123,6 +124,10 @@ class StagedHead(Head):
         if self._is_one_answer:
             return (1, 1)
         return (GROWTH * self._grid[0], GROWTH * self._grid[1])
+
+    def start_at(self, middle: Tensor) -> None:
+        """Begin with one answer: the last layer of a stage adds up far more than it begins with."""
+        start_layer_at(self.stage[-1], middle, share=_STARTED)
 
     def output_biases(self) -> tuple[nn.Parameter, ...]:
         """List the bias of the last layer."""

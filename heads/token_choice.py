@@ -10,7 +10,7 @@ from heads.identity_token import IdentityToken
 from heads.model import Model
 from heads.predictions import Predict, predict_pairs, predict_unnamed
 from heads.runs import Run
-from heads.token_file import read_token, use_token
+from heads.token_file import noted_support, read_token, use_token
 
 OWN, MEAN = "own", "mean"
 
@@ -22,6 +22,7 @@ class ChosenToken:
     name: str  # "own", "mean" or the file
     predict: Predict
     identity: str | None = None  # whom the file is of
+    support: frozenset[str] = frozenset()  # of what it has learned from, see `support_of`
 
 
 OWN_TOKEN = ChosenToken(name=OWN, predict=predict_pairs)
@@ -46,7 +47,12 @@ def choose_token(model: Model, run: Run, token: str | Path) -> ChosenToken:
         return ChosenToken(name=MEAN, predict=predict_unnamed)
     saved = read_token(token)
     use_token(model, run, saved)
-    return ChosenToken(name=str(token), predict=predict_unnamed, identity=saved.identity)
+    return ChosenToken(
+        name=str(token),
+        predict=predict_unnamed,
+        identity=saved.identity,
+        support=saved.support or noted_support(run, Path(token)),
+    )
 
 
 def use_trained_token(model: Model, identity: str) -> None:

@@ -3,13 +3,16 @@
 A safetensors file with ``token`` (width,), float32, or int8 to be multiplied by the ``scale``
 among its metadata, and ``head.NAME`` for each weight of the head that was trained too. Its
 metadata name the ``run``, the first digits of the SHA-256 of its ``weights``, the ``identity``,
-and the ``mode`` where that is not "token".
+and the ``mode`` where that is not "token". Of each image that was learned from the first 8 digits
+of its key are noted beside the run, in ``tokens/HASH.json`` by the file's SHA-256, so that a token
+stays tiny; where that cannot be written, they are the file's ``support``, one after another.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from featstore.errors import FormatError, NotFoundError, invalid
-from featstore.files import write_bytes
+from featstore.files import write_bytes, write_json
 from heads.adapt_modes import TOKEN, free_part
 from heads.identity_token import IdentityToken
 from heads.model import Model
@@ -28,6 +31,8 @@ from heads.runs import WEIGHTS, Run
 DTYPES = ("float32", "int8")
 _HASH_DIGITS = 16
 _LARGEST_CODE = 127
+_SUPPORT_DIGITS = 8  # of an image's key
+_NOTES = "tokens"  # folder of a run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,32 @@ class TokenFile:
     token: Tensor  # (width,) float32
     mode: str = TOKEN
     weights: Mapping[str, Tensor] = field(default_factory=dict)  # that were trained too, by name
+    support: frozenset[str] = frozenset()  # what `support_of` gives, where no run notes it
+
+
+def support_of(image_keys: Iterable[str]) -> frozenset[str]:
+    """Name the images that a token was learned from, in few digits each."""
+    return frozenset(key[:_SUPPORT_DIGITS] for key in image_keys)
+
+
+def note_support(run: Run, path: Path, support: Collection[str]) -> bool:
+    """Note beside a run what one of its token files was learned from; False: it cannot be."""
+    try:
+        write_json(_note_path(run, path), {"support": sorted(support)})
+    except OSError:
+        return False
+    return True
+
+
+def noted_support(run: Run, path: Path) -> frozenset[str]:
+    """Give what `note_support` noted of a token file; nothing where it noted nothing."""
+    note = _note_path(run, path)
+    return frozenset(json.loads(note.read_text())["support"]) if note.is_file() else frozenset()
+
+
+def _note_path(run: Run, path: Path) -> Path:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return run.path / _NOTES / f"{digest[:_HASH_DIGITS]}.json"
 
 
 def weights_hash(run: Run) -> str:
@@ -78,6 +109,8 @@ def write_token(path: Path, saved: TokenFile, *, dtype: str = "float32") -> int:
     metadata = {"run": saved.run_id, "weights": saved.weights_hash, "identity": saved.identity}
     if saved.mode != TOKEN:
         metadata["mode"] = saved.mode
+    if saved.support:
+        metadata["support"] = "".join(sorted(saved.support))
     if dtype == "int8":
         stored, scale = _encode(saved.token.detach().float().cpu())
         metadata["scale"] = repr(scale)
@@ -109,6 +142,8 @@ def read_token(path: str | Path) -> TokenFile:
         with safetensors.safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = about.get("support", "")
+        starts = range(0, len(names), _SUPPORT_DIGITS)
         token = tensors.pop("token").float() * float(about.get("scale", 1.0))
         return TokenFile(
             run_id=about["run"],
@@ -117,6 +152,7 @@ def read_token(path: str | Path) -> TokenFile:
             token=token,
             mode=about.get("mode", TOKEN),
             weights={name.removeprefix("head."): value for name, value in tensors.items()},
+            support=frozenset(names[start : start + _SUPPORT_DIGITS] for start in starts),
         )
     except (safetensors.SafetensorError, LookupError, ValueError) as error:
         raise FormatError(

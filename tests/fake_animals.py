@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from featstore.skeleton import Skeleton
-from featstore.types import Item
+from featstore.types import Box, Item
 from tests.fakes import FakeReader, npy
 
 SKELETON = Skeleton(
@@ -21,9 +21,12 @@ NAMES = tuple("cat dog elk fox hare lynx mole newt otter puma rat seal".split())
 class Animals(FakeReader):
     """Each image shows one spot; where its ears are, pixels do not tell, but who it is does."""
 
-    def __init__(self, n_images: int = 48, *, n_identities: int = 4, **options) -> None:
+    def __init__(
+        self, n_images: int = 48, *, n_identities: int = 4, crop: Box | None = None, **options
+    ) -> None:
         super().__init__(n_images, source_hw=(SIZE, SIZE), **options)
         self.identities = NAMES[:n_identities]
+        self.crop = crop
 
     def items(self) -> list[Item]:
         return [
@@ -31,6 +34,7 @@ class Animals(FakeReader):
                 path=f"{number:05d}.npy",
                 splits=("test",) if number // len(self.identities) % 4 == 3 else ("train",),
                 label=self.identities[number % len(self.identities)],
+                crop=self.crop,
                 attributes={
                     "keypoints": self.keypoints(number),
                     "box": [0, 0, SIZE, SIZE],

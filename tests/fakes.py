@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from featstore.assign import Framing
 from featstore.codecs import encode
+from featstore.errors import NotFoundError
 from featstore.extraction import Extraction, ExtractReport
 from featstore.feature_sets import FinalNorm, NewFeatureSet
 from featstore.geometry import place
@@ -21,8 +24,10 @@ from featstore.images import decode
 from featstore.plan import ExtractPlan, RunOptions
 from featstore.planning import select_items
 from featstore.shard_job import Loaded, TapBlock
+from featstore.shared_shards import Crew
 from featstore.skeleton import Skeleton
 from featstore.sources import Readers
+from featstore.store import StoreFolder
 from featstore.tail import TailWeights
 from featstore.types import (
     Box,
@@ -255,6 +260,7 @@ def fake_extract(
     tail: TailWeights | None = None,
     norm_weight: float = 1.0,
     progress: ProgressCallback = ignore_progress,
+    crew: Crew | None = None,
 ) -> ExtractReport:
     """Run the real extraction with the fake backbone."""
     options = options or RunOptions(n_threads=2)
@@ -284,11 +290,41 @@ def fake_extract(
         began=time.perf_counter(),
     )
     framing = Framing(input_hw=plan.image_size, resize=plan.resize)
-    with extraction.locked_store(new.key) as store:
-        source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale, dtype=plan.dtype)
-        return extraction.run(
-            store, new, shapes, framing=framing, source=source, batch_size=batch_size
-        )
+    store = extraction.open_store()
+    source = FakeSource(Readers(store, readers), delay_s=delay_s, scale=scale, dtype=plan.dtype)
+    return extraction.run(
+        store, new, shapes, framing=framing, source=source, batch_size=batch_size, crew=crew
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeSpec:
+    """A fake source for the processes of a cluster; one image may end whoever reads it."""
+
+    readers: tuple[FakeReader, ...]
+    delay_s: float = 0.0
+    poison: str = ""  # path of an image
+    misses: str = ""  # a sentence: opening fails with it
+
+    def open(self, store: StoreFolder, *, n_threads: int) -> FakeSource:
+        assert n_threads >= 1
+        if self.misses:
+            raise NotFoundError(self.misses)
+        readers = Readers(store, self.readers)
+        return PoisonSource(readers, delay_s=self.delay_s, poison=self.poison)
+
+
+class PoisonSource(FakeSource):
+    """A source that aborts its process at one image."""
+
+    def __init__(self, readers: Readers, *, delay_s: float, poison: str) -> None:
+        super().__init__(readers, delay_s=delay_s)
+        self._poison = poison
+
+    def load(self, line: Mapping[str, Any]) -> Loaded:
+        if line["path"] == self._poison:
+            os.abort()
+        return super().load(line)
 
 
 def fake_forward(

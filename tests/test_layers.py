@@ -21,6 +21,7 @@ HEAVY = {
     "torch",
     "timm",
     "dask",
+    "distributed",
     "zarr",
     "duckdb",
     "pyarrow",

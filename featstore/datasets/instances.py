@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.crops import BOX_SCALE, square_crop
-from featstore.datasets.common import read_bytes
+from featstore.datasets.common import parse_argument, read_bytes
 from featstore.errors import BadImageError, invalid
 from featstore.images import probe
 from featstore.types import Box, Item
@@ -67,6 +67,11 @@ def parse_box(text: str | None) -> float | None:
 def box_text(scale: float | None) -> str:
     """Invert `parse_box`."""
     return "image" if scale is None else f"{scale:.12g}"
+
+
+def box_of_spec(spec: str) -> str | None:
+    """Give the option ``box`` of a recorded data set; None: it has no such option."""
+    return parse_argument(spec.partition(":")[2]).options.get("box")
 
 
 def frame_instances(instances: Iterable[Instance], *, scale: float | None) -> Framed:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore import items, ledger
-from featstore.errors import FormatError, NotFoundError, StorageError
+from featstore.errors import FormatError, NotFoundError
+from featstore.sql.read import read_json, read_parts, read_table
 from featstore.sql.runs import fold_runs
+from featstore.sql.samples import bring_up_to_date
 from featstore.sql.scan import Files, Vanished
 from featstore.store import ASSIGNMENT_SCHEMA, StoreFolder, read_attributes
 from featstore.taps import tap_folder
@@ -25,51 +28,8 @@ LEDGER_SCHEMA = pa.schema([ledger.SCHEMA.field(name) for name in _KEPT])
 """Columns of a ledger that the index takes; the others stand in the assignment too."""
 TOMBSTONE_SCHEMA = pa.schema([("row", pa.int64())])
 
-# A line of the view depends on the rows, ledgers and items of one image only, so it is enough to
-# make the lines of the images that were touched anew.
-_SAMPLES = """
-insert into sample_lines
-with live as (
-    select feature_set, "row", image_key, crop, "view"
-    from rows
-    where image_key in (select image_key from touched)
-        and exists (
-            from ledger
-            where ledger.feature_set = rows.feature_set
-                and ledger."row" = rows."row"
-                and ledger.status = 'ok'
-        )
-        and not exists (
-            from tombstones
-            where tombstones.feature_set = rows.feature_set and tombstones."row" = rows."row"
-        )
-    qualify row_number() over (
-        partition by feature_set, image_key, crop, "view" order by "row"
-    ) = 1
-)
-select
-    live."row",
-    items.item,
-    items.dataset,
-    unnest(items.splits) as split,
-    items.path,
-    items.label,
-    live.image_key,
-    items.height,
-    items.width,
-    live.crop,
-    live."view",
-    live.feature_set,
-    items.group_id,
-    items."timestamp",
-    items.attributes,
-    items.label_kinds
-from live
-inner join items on items.image_key = live.image_key and items.crop = live.crop
-order by live.feature_set, live."row", items.item, split
-"""
-_TOUCH_DIFFERING_ITEMS = """
-insert into touched
+_REMAKE_DIFFERING_ITEMS = """
+insert into remade
 with new as (from items where dataset = $dataset)
 select distinct image_key
 from ((from old except from new) union all (from new except from old))
@@ -92,6 +52,7 @@ class Fold:
         self.con = con
         self.store = store
         self.found = found
+        self.known = folded.keys()
         self.stale = {path for path, stamp in folded.items() if found.get(path) != stamp}
         self.new = {path for path, stamp in found.items() if folded.get(path) != stamp}
 
@@ -103,7 +64,8 @@ class Fold:
             FormatError: One of the files is damaged.
             StorageError: One of the files cannot be read.
         """
-        self.con.execute("create or replace temp table touched (image_key varchar)")
+        for table in ("touched", "remade"):
+            self.con.execute(f"create or replace temp table {table} (image_key varchar)")
         for dataset in _second_parts(self._changed("items")):
             self._dataset(dataset)
         sets = self._changed("feature_sets")
@@ -113,10 +75,7 @@ class Fold:
         self._assignments([path for path in sets if path.split("/")[2] == "assignments"])
         self._ledgers(sorted(ledgers))
         self._tombstones([path for path in sets if path.split("/")[2] == "tombstones"])
-        self.con.execute(
-            "delete from sample_lines where image_key in (select image_key from touched)"
-        )
-        self.con.execute(_SAMPLES)
+        bring_up_to_date(self.con)
         present = {path.split("/")[1] for path in self.found if path.startswith("runs/")}
         fold_runs(self.con, self.store, _second_parts(self._changed("runs")), present)
         self._remember()
@@ -148,40 +107,50 @@ class Fold:
     def _insert(self, table: str, given: pa.Table) -> None:
         self._execute(f"insert into {table} by name from given", given)
 
-    def _tables(self, paths: Iterable[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
+    def _parts(self, paths: Iterable[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
         for path in paths:
-            yield path, read_table(self.store.path / path, schema)
+            for table in read_parts(self.store.path / path, schema):
+                yield path, table
 
     def _dataset(self, dataset: str) -> None:
-        """Fold the items of a data set anew; those that differ touch their images."""
+        """Fold the items of a data set; those that differ have their lines made anew."""
+        prefix = f"items/{dataset}/"
+        self.con.execute("delete from datasets where dataset = $dataset", {"dataset": dataset})
+        if f"{prefix}dataset.json" in self.found:
+            about = read_json(self.store.path / prefix / "dataset.json")
+            names = ("format", "spec", "licence", "homepage")
+            line = (dataset, *(str(about.get(name, "")) for name in names))
+            self._insert("datasets", _columns([line], ("dataset", *names)))
+        own = re.compile(rf"{re.escape(prefix)}.+\.parquet").fullmatch
+        tables = sorted(path for path in self.found if own(path))
+        known = sorted(path for path in self.known if own(path))
+        if self.stale.isdisjoint(known) and tables[: len(known)] == known:
+            self._add_items(dataset, tables[len(known) :])
+            return
         parameters = {"dataset": dataset}
         self.con.execute(
             "create or replace temp table old as from items where dataset = $dataset", parameters
         )
         self.con.execute("delete from items where dataset = $dataset", parameters)
-        self.con.execute("delete from datasets where dataset = $dataset", parameters)
-        prefix = f"items/{dataset}/"
-        if f"{prefix}dataset.json" in self.found:
-            about = _read_json(self.store.path / prefix / "dataset.json")
-            names = ("format", "spec", "licence", "homepage")
-            line = (dataset, *(str(about.get(name, "")) for name in names))
-            self._insert("datasets", _columns([line], ("dataset", *names)))
-        paths = [path for path in self.found if path.startswith(prefix)]
-        tables = [path for path in paths if path.endswith(".parquet")]
-        # The last generation comes first; what it names is not taken from an older one.
-        for _, table in self._tables(sorted(tables, reverse=True), items.SCHEMA):
-            self._execute(
-                """
-                insert into items by name
-                with newer as (from items where dataset = $dataset)
-                select $dataset as dataset, given.*
-                from given
-                anti join newer using (item)
-                """,
-                table,
-                {"dataset": dataset},
-            )
-        self.con.execute(_TOUCH_DIFFERING_ITEMS, parameters)
+        self._add_items(dataset, tables)
+        self.con.execute(_REMAKE_DIFFERING_ITEMS, parameters)
+
+    def _add_items(self, dataset: str, paths: Sequence[str]) -> None:
+        """Add generations of items, which replace those of older ones."""
+        parameters = {"dataset": dataset}
+        of_one = "from items where dataset = $dataset"
+        for path in paths:
+            if self.con.execute(f"{of_one} limit 1", parameters).fetchall():
+                self.con.execute("create or replace temp table newer (item varchar)")
+                for _, table in self._parts([path], pa.schema([("item", pa.string())])):
+                    self._execute("insert into newer from given", table)
+                replaced = f"{of_one} and item in (from newer)"
+                self.con.execute(f"insert into remade select image_key {replaced}", parameters)
+                self.con.execute(f"delete {replaced}", parameters)
+            for _, table in self._parts([path], items.SCHEMA):
+                sql = "insert into items by name select $dataset as dataset, * from given"
+                self._execute(sql, table, dict(parameters))
+                self._execute("insert into remade select image_key from given", table)
 
     def _feature_set(self, key: str) -> set[str]:
         """Fold what is recorded of a feature set; give the ledgers of taps that came or went."""
@@ -212,10 +181,10 @@ class Fold:
         units = _columns(lines, ("feature_set", "assignment"))
         belonging = "(feature_set, assignment) in (select (feature_set, assignment) from given)"
         self._execute(
-            f"insert into touched select distinct image_key from rows where {belonging}", units
+            f"insert into remade select distinct image_key from rows where {belonging}", units
         )
         self._execute(f"delete from rows where {belonging}", units)
-        for path, table in self._tables(self._present(paths), ASSIGNMENT_SCHEMA):
+        for path, table in self._parts(self._present(paths), ASSIGNMENT_SCHEMA):
             key = path.split("/")[1]
             size = self._attributes(key)["shard_rows"]
             self._execute(
@@ -227,45 +196,42 @@ class Fold:
                 table,
                 {"key": key, "n": int(Path(path).stem), "size": size},
             )
-            self._execute("insert into touched select distinct image_key from given", table)
+            self._execute("insert into remade select distinct image_key from given", table)
 
     def _ledgers(self, paths: Sequence[str]) -> None:
-        units = _columns([_unit(path) for path in paths], ("feature_set", "folder", "shard"))
+        names = ("feature_set", "folder", "shard")
         self._execute(
             """
             delete from ledger
             where (feature_set, replace(tap, ':', '_'), shard)
                 in (select (feature_set, folder, shard) from given)
             """,
-            units,
+            _columns([_unit(path) for path in paths if path in self.known], names),
         )
         self._execute(
             """
             insert into touched
             select distinct image_key
             from rows
-            where (feature_set, shard) in (select (feature_set, shard) from given)
+            semi join given using (feature_set, shard)
             """,
-            units,
+            _columns([_unit(path) for path in paths], names),
         )
         present = self._present(paths)
-        names = {
+        taps = {
             (key, tap_folder(tap)): tap
             for key in _second_parts(present)
             for tap in self._attributes(key)["taps"]
         }
         # A tap that is not recorded (any more) has no ledgers.
-        jobs = [(path, *_unit(path)) for path in present if _unit(path)[:2] in names]
+        jobs = [(path, *_unit(path)) for path in present if _unit(path)[:2] in taps]
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(jobs), _BLOCK_FILES):
                 block = jobs[start : start + _BLOCK_FILES]
                 read = [(self.store.path / path, LEDGER_SCHEMA) for path, *_ in block]
                 tables = pool.map(read_table, *zip(*read, strict=True))
-                parts = [
-                    _labelled(table, key, names[key, folder], shard)
-                    for table, (_, key, folder, shard) in zip(tables, block, strict=True)
-                ]
-                self._insert("ledger", pa.concat_tables(parts))
+                labels = [(key, taps[key, folder], shard) for _, key, folder, shard in block]
+                self._insert("ledger", _labelled(list(tables), labels))
 
     def _tombstones(self, paths: Sequence[str]) -> None:
         for path in paths:
@@ -274,44 +240,10 @@ class Fold:
             self.con.execute(
                 "delete from tombstones where feature_set = $key and file = $file", parameters
             )
-            for _, table in self._tables(self._present([path]), TOMBSTONE_SCHEMA):
+            for _, table in self._parts(self._present([path]), TOMBSTONE_SCHEMA):
                 sql = 'insert into tombstones select $key, $file, "row" from given'
                 self._execute(sql, table, dict(parameters))
             self.con.execute(_TOUCH_BURIED, parameters)
-
-
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read columns of one of the store's Parquet files.
-
-    Raises:
-        Vanished: It has been removed.
-        FormatError: It is damaged.
-        StorageError: It cannot be read.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read(columns=schema.names, use_threads=False)
-        return table.select(schema.names).cast(schema)
-    except FileNotFoundError as error:
-        raise Vanished(str(path)) from error
-    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise StorageError(f"Could not read {path}: {error.strerror}.") from error
-        way_out = (
-            "Run `featstore verify --repair`."
-            if "ledger" in path.parts
-            else "Restore it from a copy."
-        )
-        raise FormatError(f"{path} is damaged. {way_out}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise Vanished(str(path)) from error
-    except (ValueError, TypeError) as error:
-        raise FormatError(f"{path} is damaged. Restore it from a copy.") from error
 
 
 def _second_parts(paths: Iterable[str]) -> list[str]:
@@ -356,11 +288,14 @@ def _tap_lines(key: str, taps: dict[str, dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(lines)
 
 
-def _labelled(table: pa.Table, key: str, tap: str, shard: int) -> pa.Table:
-    """Put the feature set, the tap and the shard before the columns of a ledger."""
-    values = (("feature_set", key), ("tap", tap), ("shard", shard))
-    repeated = {name: pa.repeat(value, table.num_rows) for name, value in values}
-    return pa.table({**repeated, **dict(zip(table.column_names, table.columns, strict=True))})
+def _labelled(tables: Sequence[pa.Table], labels: Sequence[tuple[str, str, int]]) -> pa.Table:
+    """Join ledgers, each with its feature set, tap and shard."""
+    given = _columns(labels, ("feature_set", "tap", "shard"))
+    counts = [table.num_rows for table in tables]
+    repeated = given.take(pa.array(np.repeat(np.arange(len(tables)), counts)))
+    joined = pa.concat_tables(tables)
+    columns = [*repeated.columns, *joined.columns]
+    return pa.table(columns, names=[*given.column_names, *joined.column_names])
 
 
 def _columns(lines: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pa.Table:

@@ -1,6 +1,9 @@
 -- The index. Everything in it is derived from the store's files; FORMAT.md lists the columns.
 
-create table about (schema varchar not null);  -- hash of this file
+create table about (
+    "schema" varchar not null,  -- hash of this file
+    files varchar not null  -- digest of the table `folded`
+);
 
 -- Which files are in the index, and how they looked when they were read.
 create table folded (path varchar not null, mtime_ns bigint not null, size bigint not null);
@@ -135,6 +138,7 @@ create table curves (
     value double
 );
 
+-- A line each assigned row, item and split; those that are stored make the view.
 create table sample_lines (
     "row" bigint,
     item varchar,
@@ -151,10 +155,11 @@ create table sample_lines (
     group_id varchar,
     "timestamp" varchar,
     attributes varchar,
-    label_kinds varchar[]
+    label_kinds varchar[],
+    is_live boolean not null
 );
 
-create view samples as select * from sample_lines;
+create view samples as select * exclude (is_live) from sample_lines where is_live;
 
 create view shards as
 with assigned as (

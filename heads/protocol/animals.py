@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from featstore.errors import invalid
+from featstore.views import is_jitter
 from heads.identity_images import Instance, read_instances
 from heads.labels import LabelSource
 from heads.selection import Pair, labelled_pairs, plain_pairs
@@ -22,6 +23,8 @@ class Animals:
     instances: Mapping[str, tuple[Instance, ...]]
     labels: LabelSource
     left_out: Mapping[str, str]  # path to reason
+    # The same instances in crops around worse boxes, by view and then by data set and item.
+    jittered: Mapping[str, Mapping[tuple[str, str], Instance]] = field(default_factory=dict)
 
     def pairs(self, identity: str) -> list[Pair]:
         """Give the pairs of an identity, in the order of its instances."""
@@ -31,6 +34,16 @@ class Animals:
         """Count the images of every identity."""
         return {
             name: len({one.pair.image_key for one in own}) for name, own in self.instances.items()
+        }
+
+    def jitters(self, identity: str, numbers: Sequence[int]) -> dict[str, tuple[Instance, ...]]:
+        """Give some instances of an identity in every view of worse boxes that has all of them."""
+        every = self.pairs(identity)
+        asked = [(every[number].dataset, every[number].item) for number in numbers]
+        return {
+            view: tuple(shown[key] for key in asked)
+            for view, shown in sorted(self.jittered.items())
+            if all(key in shown for key in asked)
         }
 
 
@@ -62,4 +75,21 @@ def find_animals(
         instances={name: tuple(by_identity[name]) for name in sorted(by_identity)},
         labels=labels,
         left_out=left_out,
+        jittered=_jittered(features, by_split, known.values()),
     )
+
+
+def _jittered(
+    features: FeatureSet, by_split: Mapping[str, Sequence[Pair]], plain: Iterable[Instance]
+) -> dict[str, dict[tuple[str, str], Instance]]:
+    """Find the rows that show instances in crops around worse boxes."""
+    known = {(one.pair.dataset, one.pair.item): one for one in plain}
+    rows = {pair.key: pair for pairs in by_split.values() for pair in pairs if is_jitter(pair.view)}
+    placements = features.placements(sorted({pair.row for pair in rows.values()}))
+    found: dict[str, dict[tuple[str, str], Instance]] = {}
+    for pair in rows.values():
+        item = (pair.dataset, pair.item)
+        if item in known:
+            shown = replace(known[item], pair=pair, placement=placements[pair.row])
+            found.setdefault(pair.view, {})[item] = shown
+    return found

@@ -115,4 +115,5 @@ def describe(
         metrics={} if measured is None else measured["metrics"],
         # Of the weights that were kept.
         token_std=run.record["learned"].get("token_std"),
+        views=run.record["options"]["loop"]["views"],
     )

@@ -6,7 +6,7 @@ done; a cell that failed is one line that says why. What has no file is not done
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,16 @@ READINGS = ("pck@0.05", "pck@0.05u", "pck@0.05box")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Jittered:
+    """How far one test instance's keypoints are off in crops around worse boxes, all together."""
+
+    squares: float
+    points: int
+    hits: int  # of the first of `READINGS`
+    counted: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """How far one test instance's keypoints are off."""
 
@@ -38,6 +48,7 @@ class Outcome:
     oks: float  # object keypoint similarity; -1: not known
     score: float  # mean confidence, 1 where the head tells none
     places: tuple[float, ...] = ()  # x and y of keypoints in source pixels, of the first seed
+    jittered: Jittered | None = None  # None: not measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +63,16 @@ class Unit:
     n_seeds: int
     steps: int
 
-    def key(self, *, run_id: str, design: str) -> str:
-        """Name its files: by all that decides its numbers, the trained head among them."""
-        return short_key([asdict(self), run_id, design])
+    def key(self, *, run_id: str, design: str, jitters: Sequence[str] = ()) -> str:
+        """Name its files: by all that decides its numbers, the trained head among them.
+
+        Args:
+            run_id: Of the trained head.
+            design: Key of the identity's design.
+            jitters: Views that are measured beside the plain one.
+        """
+        also = [list(jitters)] if jitters else []  # without any, cells of before there were hold
+        return short_key([asdict(self), run_id, design, *also])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +100,22 @@ class Cell:
             sums_si=np.array([[seed[n].hits[reading] for n in known] for seed in self.outcomes]),
             counts_i=np.array([self.outcomes[0][n].counted[reading] for n in known], float),
         )
+
+    def jittered(self) -> tuple[Errors, Errors] | None:
+        """Give squared distances and hits in crops around worse boxes; None: not measured."""
+        seeds = [[one.jittered for one in seed if one.jittered] for seed in self.outcomes]
+        if not seeds[0]:
+            return None
+        known = [n for n, one in enumerate(seeds[0]) if one.counted > 0]
+        squares = Errors(
+            sums_si=np.array([[one.squares for one in seed] for seed in seeds]),
+            counts_i=np.array([one.points for one in seeds[0]], dtype=np.float64),
+        )
+        hits = Errors(
+            sums_si=np.array([[seed[n].hits for n in known] for seed in seeds]),
+            counts_i=np.array([seeds[0][n].counted for n in known], dtype=np.float64),
+        )
+        return squares, hits
 
 
 class CellFolder:
@@ -139,6 +173,7 @@ _OF_UNIT = ("fold", "identity", "is_tuning", "lr", "n_seeds", "steps")
 _OF_WAY = ("variant", "mode", "init")
 _OF_CELL = ("parameters", "seconds", "error")
 _OF_OUTCOME = ("squares", "points", "oks", "score", "places")
+_OF_JITTERED = ("squares", "points", "hits", "counted")
 _SCHEMA = pa.schema(
     [
         ("fold", pa.int64()),
@@ -167,6 +202,10 @@ _SCHEMA = pa.schema(
             for reading in READINGS
             for kind in ("hits", "counted")
         ),
+        *(
+            (f"jittered/{name}", pa.float64() if name == "squares" else pa.int64())
+            for name in _OF_JITTERED
+        ),
     ]
 )
 
@@ -192,11 +231,16 @@ def _columns(one: Outcome) -> dict[str, Any]:
     for reading in READINGS:
         found[f"hits/{reading}"] = one.hits[reading]
         found[f"counted/{reading}"] = one.counted[reading]
+    for name in _OF_JITTERED if one.jittered else ():
+        found[f"jittered/{name}"] = getattr(one.jittered, name)
     return found
 
 
 def _outcome(line: Mapping[str, Any]) -> Outcome:
+    # Cells of before worse boxes were measured have no such columns.
+    jittered = {name: line.get(f"jittered/{name}") for name in _OF_JITTERED}
     return Outcome(
+        jittered=None if None in jittered.values() else Jittered(**jittered),
         **{**{name: line[name] for name in _OF_OUTCOME}, "places": tuple(line["places"])},
         hits={reading: line[f"hits/{reading}"] for reading in READINGS},
         counted={reading: line[f"counted/{reading}"] for reading in READINGS},

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from featstore.views import PLAIN
 from heads.figures import rank_correlation
 from heads.identity_images import MEAN
 from heads.protocol.design import ALL, Shots
 from heads.protocol.distances import Distance
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import MAIN, TOKEN, Plan, Way
-from heads.protocol.results import DECODER, Line, Summary, pareto_points
+from heads.protocol.plan import BASELINES, MAIN, TOKEN, Plan, Way
+from heads.protocol.results import DECODER, PCK, Line, Summary, pareto_points
 
 _LEAST_RANKED = 4  # identities below which a rank correlation says nothing
 
@@ -31,6 +32,7 @@ class HeadRun:
     split: str  # of the training identities, that `metrics` are of; "" where none was measured
     metrics: Mapping[str, float]
     token_std: float | None  # of its answers over random tokens; None: not measured
+    views: str = PLAIN  # that it learned from, see `heads.view_choice`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,8 @@ class Findings:
     notes: tuple[str, ...]  # how intervals were made
     messages: tuple[str, ...]  # what was left out
     about: Mapping[str, Any]  # features and labels, see `heads.record`
+    jitters: tuple[str, ...] = ()  # views of worse boxes that everything is measured in too
+    add_jitters: str = ""  # the command that stores some
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -76,7 +80,17 @@ class Findings:
 
 def statements(findings: Findings) -> list[str]:
     """Say in sentences what was found, for and against."""
-    parts = (_token, _decoder, _pareto, _distance, _inits, _variants, _failures)
+    parts = (
+        _token,
+        _decoder,
+        _baselines,
+        _pareto,
+        _jitters,
+        _distance,
+        _inits,
+        _variants,
+        _failures,
+    )
     return [text for part in parts for text in part(findings)]
 
 
@@ -146,6 +160,35 @@ def _decoder(findings: Findings) -> Iterator[str]:
         )
 
 
+def _baselines(findings: Findings) -> Iterator[str]:
+    """Say how good the mean token is, for everything is compared with it."""
+    found = [findings.summary(MAIN, TOKEN, init, 0) for init in (MEAN, *BASELINES)]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return
+    mean, shared, near, best = known
+    text = (
+        f"Without any label of the identity, the RMSE is {_number(mean.rmse)} with the mean token, "
+        f"{_number(shared.rmse)} with one token fitted to images of all trained identities, "
+        f"{_number(near.rmse)} with that of the trained identity whose images are most alike, and "
+        f"{_number(best.rmse)} with the trained token that does best on the validation identity."
+    )
+    if min(shared.rmse, near.rmse, best.rmse) < mean.rmse:
+        text += " So the mean token is a weak baseline here: reductions over it, and shares of a "
+        text += "gain over it, flatter."
+    yield text
+    adapted = findings.summary(MAIN, TOKEN, MEAN, findings.headline)
+    if adapted is not None:
+        count = len(adapted.identities)
+        unsure = count - adapted.n_better_shared - adapted.n_worse_shared
+        yield (
+            "Over that one token for all, which knows nothing of the identity, the adapted "
+            f"token's RMSE ({_number(adapted.rmse)}) is lower with an interval above zero for "
+            f"{adapted.n_better_shared} of {count} identities, higher for "
+            f"{adapted.n_worse_shared}, and neither is resolved for {unsure}."
+        )
+
+
 def _pareto(findings: Findings) -> Iterator[str]:
     points = pareto_points(findings.summaries, findings.headline)
     best = frontier(points)
@@ -155,6 +198,40 @@ def _pareto(findings: Findings) -> Iterator[str]:
     names = " and ".join([", ".join(p.name for p in best[:-1]), best[-1].name][len(best) < 2 :])
     text = f"With {_images(findings.headline)}, nothing beats {names} in parameters and RMSE both."
     yield text + (f" Beaten: {', '.join(beaten)}." if beaten else " None is beaten.")
+
+
+def _jitters(findings: Findings) -> Iterator[str]:
+    if not findings.jitters:
+        yield (
+            "The store has no jittered boxes of all test images, so what worse boxes cost is not "
+            "measured."
+            + (
+                f" They are added by `{findings.add_jitters}` and measured by --resume."
+                if findings.add_jitters
+                else ""
+            )
+        )
+        return
+    shots, views = findings.headline, {head.views for head in findings.heads}
+    ways = (
+        ("mean token", TOKEN, 0),
+        ("token", TOKEN, shots),
+        ("fine-tuned decoder", DECODER, shots),
+    )
+    told = []
+    for name, mode, count in ways:
+        one = findings.summary(MAIN, mode, MEAN, count)
+        if one is not None and one.jittered is not None:
+            rmse, pck = one.jittered["rmse"], one.jittered[PCK]
+            told.append(
+                f"{name}: RMSE {_number(one.rmse)} to {_number(rmse)}, {PCK} "
+                f"{_number(one.pck[PCK])} to {_number(pck)}"
+            )
+    yield (
+        f"From the boxes of the data to worse ones ({', '.join(findings.jitters)}), with "
+        f"{_images(shots)}: {'; '.join(told)}. The heads learned from "
+        + ("plain crops alone." if views <= {PLAIN} else "the other stored views too.")
+    )
 
 
 def _distance(findings: Findings) -> Iterator[str]:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from featstore.api import Store
+from featstore.commands import extract_command
 from featstore.errors import not_found
 from featstore.skeleton import Skeleton
 from featstore.types import Progress, ProgressCallback
 from heads.adapt_modes import parts_of
 from heads.feed import Feed
+from heads.identity_images import Instance
 from heads.keypoint_labels import KEYPOINTS
 from heads.model import Model, load
 from heads.protocol.animals import Animals, find_animals
@@ -40,6 +42,8 @@ class Gathered:
     means: Mapping[str, np.ndarray]  # of the features of every identity, each of length 1
     skeleton: Skeleton
     messages: tuple[str, ...]
+    jitters: tuple[str, ...]  # views of worse boxes that every test instance is measured in
+    add_jitters: str  # the command that stores some; "" where nothing can
 
 
 class Gathering:
@@ -108,7 +112,7 @@ class Gathering:
                 model = load(run, device=self._device)
                 assert isinstance(model.task, PoseTask)
                 skeleton = model.task.skeleton
-                bench = self._bench(run, model, own)
+                bench = self._bench(run, model, own, number)
                 task = Task(
                     fold=number,
                     variant=variant,
@@ -118,6 +122,7 @@ class Gathering:
                         name: [pair.group for pair in self._animals.pairs(name)] for name in own
                     },
                     validation=validation,
+                    jitters=self._jitters(),
                 )
                 found = run_task(self._plan, task, self._cells(), counter.step)
                 cells += [*found["test"], *found["tuning"]]
@@ -138,7 +143,26 @@ class Gathering:
             means=dict(self._means),
             skeleton=skeleton,
             messages=(*self.messages, *self._left_out()),
+            jitters=self._jitters(),
+            add_jitters=self._add_jitters(),
         )
+
+    def _jitters(self) -> tuple[str, ...]:
+        """List the views of worse boxes that show all test instances of all held-out identities."""
+        views = set(self._animals.jittered)
+        for name in (name for fold in self._plan.folds for name in fold):
+            views &= self._animals.jitters(name, self._design(name).test).keys()
+        return tuple(sorted(views))
+
+    def _jittered(self, name: str) -> list[Instance]:
+        found = self._animals.jitters(name, self._design(name).test)
+        return [instance for view in self._jitters() for instance in found[view]]
+
+    def _add_jitters(self) -> str:
+        if self._features.is_foreign:
+            return ""
+        taps = self._asked.get("taps") or tuple(self._features.taps)
+        return extract_command(self._features.folder, taps=taps, views=["jitter:2"])
 
     def _n_cells(self) -> int:
         plan = self._plan
@@ -163,7 +187,7 @@ class Gathering:
             name, self._animals.pairs(name), n_seeds=self._plan.n_seeds, seed=self._plan.seed
         )
 
-    def _bench(self, run: Run, model: Model, designs: Mapping[str, Design]) -> HeadBench:
+    def _bench(self, run: Run, model: Model, designs: Mapping[str, Design], fold: int) -> HeadBench:
         feed = Feed(self._features, model.array_names, model.device)
         if not self._means:  # of frozen features: the same for every head
             for name, instances in self._animals.instances.items():
@@ -174,6 +198,8 @@ class Gathering:
             feed=feed,
             instances=self._animals.instances,
             designs=designs,
+            validation=self._validation(fold),
+            jittered={name: self._jittered(name) for name in self._plan.folds[fold]},
         )
 
     def _tell_of_lacking(self, fold: Sequence[str]) -> None:

@@ -14,6 +14,12 @@ MAIN = "main"
 """The variant that everything is done with: the head as it was asked for."""
 
 TOKEN = "token"
+
+SHARED, NEAREST, BEST = "shared", "nearest", "best"
+BASELINES = (SHARED, NEAREST, BEST)
+"""Tokens that answer for an identity as they are, no label of it looked at: one that was fitted to
+images of all trained identities, that of the trained identity whose images are most alike, and the
+trained one that does best on the validation identity."""
 _TUNED_ON_SEEDS = 3
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -83,6 +89,7 @@ class Plan:
     def ways(self, variant: str) -> list[Way]:
         """List the ways to adapt one variant; the first one is the base, the mean token as it is.
 
+        Of the main variant, other answers without any image of the identity follow it.
         Of the main variant all modes begin with the mean token, and the token alone begins in
         every way. Of the others only the token is adapted: they are there for what it does.
         """
@@ -90,12 +97,15 @@ class Plan:
         inits = dict.fromkeys((MEAN, *self.inits))
         kinds = [(TOKEN, init) for init in inits] + [(m, MEAN) for m in modes if m != TOKEN]
         shots = dict.fromkeys((0, *self.shots))
-        return [
+        found = [
             Way(variant=variant, mode=mode, init=init, shots=count)
             for mode, init in kinds
             for count in shots
             if count != 0 or mode == TOKEN  # from no images, every mode is its beginning
         ]
+        others = BASELINES if variant == MAIN else ()
+        found[1:1] = [Way(variant=variant, mode=TOKEN, init=init, shots=0) for init in others]
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Give JSON values; `plan_from_json` inverts it."""

@@ -48,6 +48,8 @@ def find(gathered: Gathered, about: Mapping[str, Any], *, n_resamples: int) -> F
         notes=tuple(notes),
         messages=gathered.messages,
         about=about,
+        jitters=gathered.jitters,
+        add_jitters=gathered.add_jitters,
     )
 
 
@@ -134,9 +136,12 @@ def _summary_metrics(findings: Findings) -> Iterator[dict[str, Any]]:
             "rmse": one.rmse,
             **one.pck,
             "oks_ap": one.oks_ap,
+            **_jittered(one),
             "rmse_reduction_share": one.relative,
             "better": one.n_better,
             "worse": one.n_worse,
+            "better_than_shared": one.n_better_shared,
+            "worse_than_shared": one.n_worse_shared,
             "ties": one.n_ties,
             "rmse_ratio": one.ratio,
             "pck_recovery": one.pck_recovery,
@@ -159,7 +164,7 @@ def _values(line: Line) -> dict[str, dict[str, float | None]]:
     """Give the numbers of a line that are known, with their bounds."""
     if line.error is not None:
         return {}
-    single = {"rmse": line.rmse, **(line.pck or {}), "oks_ap": line.oks_ap}
+    single = {"rmse": line.rmse, **(line.pck or {}), "oks_ap": line.oks_ap, **_jittered(line)}
     single["pck_recovery"] = line.pck_recovery
     found = {name: Estimate(value=value, low=None, high=None) for name, value in single.items()
              if value is not None}  # fmt: skip
@@ -167,6 +172,8 @@ def _values(line: Line) -> dict[str, dict[str, float | None]]:
         found["rmse_reduction"] = line.against_base.reduction
         found["rmse_reduction_share"] = line.against_base.relative
         found["mean_reduction"] = line.against_base.mean_reduction
+    if line.against_shared is not None:
+        found["shared_reduction"] = line.against_shared.reduction
     if line.pck_gain is not None:
         found["pck_gain"] = line.pck_gain
     if line.against_decoder is not None:
@@ -178,6 +185,10 @@ def _values(line: Line) -> dict[str, dict[str, float | None]]:
         for name, each in found.items()
         if math.isfinite(each.value)
     }
+
+
+def _jittered(one: Line | Summary) -> dict[str, float]:
+    return {f"jittered_{name}": value for name, value in (one.jittered or {}).items()}
 
 
 def _flat(line: Line) -> dict[str, Any]:
@@ -203,6 +214,7 @@ def _flat(line: Line) -> dict[str, Any]:
 
 
 _COLUMNS = (
-    "rmse", "pck@0.05", "pck@0.05u", "pck@0.05box", "oks_ap", "rmse_reduction",
-    "rmse_reduction_share", "mean_reduction", "pck_gain", "rmse_ratio", "pck_recovery", "recovery",
+    "rmse", "pck@0.05", "pck@0.05u", "pck@0.05box", "oks_ap", "jittered_rmse",
+    "jittered_pck@0.05", "rmse_reduction", "rmse_reduction_share", "mean_reduction",
+    "shared_reduction", "pck_gain", "rmse_ratio", "pck_recovery", "recovery",
 )  # fmt: skip

@@ -60,6 +60,7 @@ class Task:
     designs: Mapping[str, Design]  # of the held-out identities and of the validation identity
     groups: Mapping[str, Sequence[str]]  # of every instance of an identity
     validation: str
+    jitters: tuple[str, ...] = ()  # views of worse boxes that the bench measures held-out ones in
 
 
 def run_task(
@@ -81,7 +82,11 @@ def run_task(
     """
 
     def measured(unit: Unit) -> Cell:
-        key = unit.key(run_id=task.bench.run_id, design=task.designs[unit.identity].key)
+        key = unit.key(
+            run_id=task.bench.run_id,
+            design=task.designs[unit.identity].key,
+            jitters=() if unit.is_tuning else task.jitters,
+        )
         if not cells.has(key):
             cells.write(key, _done(unit, task))
         told()

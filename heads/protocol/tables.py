@@ -11,7 +11,7 @@ from heads.identity_images import MEAN
 from heads.protocol.cells import READINGS
 from heads.protocol.findings import Findings
 from heads.protocol.pareto import frontier
-from heads.protocol.plan import MAIN, TOKEN
+from heads.protocol.plan import BASELINES, BEST, MAIN, NEAREST, SHARED, TOKEN
 from heads.protocol.results import DECODER, Line, Summary, pareto_points
 from heads.protocol.statistics import Estimate
 
@@ -41,39 +41,60 @@ def html_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], *, n_words:
 
 def ways_table(findings: Findings) -> str:
     """Compare all ways to adapt the main variant, averaged over identities."""
+    inits = (MEAN, *BASELINES)
     chosen = [
-        each for each in findings.summaries if each.way.variant == MAIN and each.way.init == MEAN
+        each for each in findings.summaries if each.way.variant == MAIN and each.way.init in inits
     ]
     titles = (
         "trained", "images", "numbers", f"RMSE {_LESS}", "reduction", "better / worse / of",
+        "than shared",
         *(f"{reading.removeprefix('pck@')} {_MORE}" for reading in READINGS),
         f"OKS-AP {_MORE}", "RMSE ratio", "PCK ratio", "ties",
     )  # fmt: skip
-    return html_table(titles, [_way_row(each) for each in chosen], n_words=2)
+    rows = [_way_row(each) for each in chosen]
+    if findings.jitters:
+        titles = (*titles, f"jittered: RMSE {_LESS}", f"0.05 {_MORE}")
+        rows = [[*row, *_jittered(each)] for row, each in zip(rows, chosen, strict=True)]
+    return html_table(titles, rows, n_words=2)
+
+
+def _jittered(one: Summary) -> list[str]:
+    found = one.jittered or {}
+    return [number(found.get("rmse"), 4), number(found.get(READINGS[0]))]
 
 
 def _way_row(one: Summary) -> list[Any]:
-    is_base, is_decoder = one.way.shots == 0, one.way.mode == DECODER
+    is_base = one.way.shots == 0 and one.way.init == MEAN
+    is_alone = one.way.shots == 0 or one.way.mode == DECODER
     count = len(one.identities)
     dash = "-"
     return [
-        "mean token" if is_base else one.way.mode,
+        _BASELINES[one.way.init] if one.way.shots == 0 else one.way.mode,
         str(one.way.shots),
         f"{one.parameters:,}",
         number(one.rmse, 4),
         dash if is_base else percent(one.relative),
-        dash if is_base else _counts(one),
+        dash if is_base else _counts(one.n_better, one.n_worse, count),
+        dash if one.way.init == SHARED else _counts(one.n_better_shared, one.n_worse_shared, count),
         *(number(one.pck[reading]) for reading in READINGS),
         number(one.oks_ap),
-        dash if is_base or is_decoder else number(one.ratio, 2),
-        dash if is_base or is_decoder else number(one.pck_recovery, 2),
-        dash if is_base or is_decoder else f"{one.n_ties} of {count}",
+        dash if is_alone else number(one.ratio, 2),
+        dash if is_alone else number(one.pck_recovery, 2),
+        dash if is_alone else f"{one.n_ties} of {count}",
     ]
 
 
-def _counts(one: Summary) -> Any:
-    style = "good" if one.n_better > one.n_worse else "bad" if one.n_worse > one.n_better else ""
-    return style, f"{one.n_better} / {one.n_worse} / {len(one.identities)}"
+_BASELINES = {
+    MEAN: "mean token",
+    SHARED: "shared token",
+    NEAREST: "nearest token",
+    BEST: "best trained token",
+}
+
+
+def _counts(n_better: int, n_worse: int, n: int) -> Any:
+    style = "good" if n_better > n_worse else "bad" if n_worse > n_better else ""
+    return style, f"{n_better} / {n_worse} / {n}"
 
 
 def pareto_table(findings: Findings) -> str:
@@ -190,7 +211,7 @@ def variants_table(findings: Findings) -> str:
             number(base.rmse if base else None, 4),
             number(found.rmse if found else None, 4),
             percent(found.relative) if found else "-",
-            _counts(found) if found else "-",
+            _counts(found.n_better, found.n_worse, len(found.identities)) if found else "-",
         ])  # fmt: skip
     titles = (
         "head", "options", "std over random tokens", "mean token RMSE", "token RMSE", "reduction",

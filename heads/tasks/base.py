@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ class TaskSettings:
     batch_size: int = 32
     steps: int = 1000
     output_bias: float = 0.0  # added to each output bias of the head before the first step
+    head_lrs: Mapping[str, float] = field(default_factory=dict)  # of heads that learn otherwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +107,17 @@ class Task(ABC):
 
     def fit_to(self, targets: PreparedTargets) -> None:  # noqa: B027  (most losses learn nothing)
         """Make `criterion`, where the loss depends on what there is to learn."""
+
+    def middle(self, targets: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Give the one answer that suits training images best: a head may begin there.
+
+        Args:
+            targets: What `prepare` gave, stacked.
+
+        Returns:
+            (n_outputs,) float32, of a head; None where there is no such answer.
+        """
+        return None
 
     @abstractmethod
     def prepare(

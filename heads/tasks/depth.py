@@ -112,6 +112,15 @@ class DepthTask(Task):
         variance = torch.where(valid, g - mean, 0.0).square().sum() / (count - 1)
         return (variance + 0.15 * mean.square()).sqrt()
 
+    def middle(self, targets: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Give the geometric mean of the valid depths, the best constant by the loss.
+
+        The loss hardly says how large all depths are (0.15 of it), so that a head that begins at
+        another scale takes long to leave it.
+        """
+        logs = np.log(targets["depth"][targets["valid"]].astype(np.float64) + _LOG_OFFSET)
+        return np.array([np.exp(logs.mean()) - _LOG_OFFSET], dtype=np.float32)
+
     def predict(self, output: Tensor) -> Tensor:
         """Give metres, clamped to the range of valid depths."""
         return output.clamp(MIN_DEPTH_M, MAX_DEPTH_M)

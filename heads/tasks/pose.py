@@ -61,7 +61,8 @@ class PoseTask(Task):
         self.n_keypoints = len(self.skeleton.names)
         self.numbers = 3 if self.options.scales else 2
         self.n_outputs = self.numbers * self.n_keypoints
-        self.settings = TaskSettings(output_bias=_MIDDLE)
+        # Its own rate is that of classification, and makes places worse than their mean.
+        self.settings = TaskSettings(output_bias=_MIDDLE, head_lrs={"linear_pool.v1": 3e-4})
 
     @classmethod
     def completed(cls, options: Mapping[str, Any], facts: LabelFacts) -> dict[str, Any]:
@@ -173,6 +174,15 @@ class PoseTask(Task):
         said = flat[:, n_places:] + _FIRST_LOG_SCALE
         # Bounded below, smoothly: a scale of 0 would make the loss infinite.
         return points_bk2, _LEAST_LOG_SCALE + functional.softplus(said - _LEAST_LOG_SCALE)
+
+    def middle(self, targets: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Give the mean place of each keypoint where it is marked; scales begin as they do."""
+        visible = targets["visible"][:, :, None].astype(np.float64)
+        count = visible.sum(axis=0)
+        mean = (targets["points"] * visible).sum(axis=0) / np.maximum(count, 1)
+        places = np.where(count > 0, mean, _MIDDLE).reshape(-1)
+        rest = np.full(self.n_outputs - len(places), _MIDDLE)
+        return np.concatenate([places, rest]).astype(np.float32)
 
     def predict(self, output: Tensor) -> Tensor:
         """Give x and y in turn, then the scales, in shares of the frame."""

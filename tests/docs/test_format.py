@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 import featstore
-from featstore import index, items, labels, ledger
+from featstore import claims, index, items, labels, ledger
 from featstore.geometry import place, to_input
 from featstore.latency import Latency, latency_path
 from featstore.plan import FORMAT_VERSION, ExtractPlan
-from featstore.sql.fold import TOMBSTONE_SCHEMA
 from featstore.sql.runs import CURVE_SCHEMA, METRIC_SCHEMA, RUN_SCHEMA
 from featstore.store import ASSIGNMENT_SCHEMA, open_folder, read_attributes
 from featstore.tail import NormSpec, RopeSpec, TailSpec, TailWeights, plain_block
 from featstore.tail_file import TAIL_FILE, write_tail
-from featstore.views import MIN_CROP_AREA, check_view
+from featstore.tombstones import SCHEMA as TOMBSTONE_SCHEMA
+from featstore.views import JITTER, MIN_CROP_AREA, check_view
 from tests.fakes import fake_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,11 +79,14 @@ FILES = {
 def test_the_views_are_those_of_the_code():
     paragraph = SECTIONS["Names"].partition("A view is ")[2].partition("\n\n")[0]
     named = re.findall(r"`([a-zA-Z:]+)`", paragraph)
-    assert named == ["plain", "hflip", "crop:SEED:N"]
+    jitters = ["jitter:SEED:N", "jitter:SEED:N:AMOUNT"]
+    assert named == ["plain", "hflip", "crop:SEED:N", *jitters]
     for name in named:
-        check_view(name.replace("SEED", "7").replace("N", "0"))
+        check_view(name.replace("AMOUNT", "0.25").replace("SEED", "7").replace("N", "0"))
     assert "a quarter" in paragraph
     assert MIN_CROP_AREA == 1 / 4
+    assert "a tenth" in paragraph
+    assert JITTER == 1 / 10
 
 
 @pytest.mark.parametrize("place_in_text", SCHEMAS, ids=lambda place: f"{place[0]}-{place[1]}")
@@ -101,7 +104,8 @@ def test_the_columns_are_those_of_a_stored_file(place_in_text):
 
 
 def test_every_table_of_the_text_is_compared_here():
-    compared = {section for section, _ in SCHEMAS} | {"Versions", "Feature sets", "Tail", "Index"}
+    others = {"Versions", "Feature sets", "Tail", "Writing", "Index"}
+    compared = {section for section, _ in SCHEMAS} | others
     assert {section for section in SECTIONS if tables(section)} == compared
     rows = sum(line.startswith("|---") for line in TEXT.splitlines())
     assert rows - 1 == sum(len(tables(section)) for section in SECTIONS)  # but for the names
@@ -152,6 +156,20 @@ def test_the_fields_of_a_tail_are_those_of_a_stored_one(store):
         assert {name: JSON_TYPES[kind] for name, kind in documented.items()} == {
             name: type(value) for name, value in found.items()
         }
+
+
+def test_a_claim_is_what_the_text_says(store):
+    with claims.Claims(open_folder(store), KEY, purpose="testing") as writer:
+        claim = writer.take(3)
+        found = json.loads((store / ".locks" / f"{KEY}.claims" / "00003.json").read_text())
+    [documented] = tables("Writing")
+    assert {name: JSON_TYPES[kind] for name, kind in documented.items()} == {
+        name: type(value) for name, value in found.items()
+    }
+    assert found["nonce"] == claim.nonce
+    assert list(found["process"]) == ["host", "machine", "pid", "started"]
+    assert f"every {claims.HEARTBEAT_S:.0f} s" in SECTIONS["Writing"]
+    assert f"more than {claims.EXPIRY_S:.0f} s" in SECTIONS["Writing"]
 
 
 def test_the_plan_has_the_fields_of_the_code_and_this_is_the_current_format():

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"featstore": featstore, "heads": heads}
 COMMANDS = {
     "featstore": (
-        "extract info ls show cka backbones datasets sql verify reindex gc rm demo"
+        "extract info ls show cka backbones datasets sql verify reindex du rm compact gc copy "
+        "merge demo"
     ).split(),
     "heads": (
         "train adapt evaluate predict export layers protocol table figure show ls rm describe "

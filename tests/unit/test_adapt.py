@@ -22,7 +22,13 @@ from heads.adapt import AdaptChoices, adapt
 from heads.adaptation import Recipe
 from heads.model import load
 from heads.runs import read_run
-from heads.token_file import TokenFile, read_token, use_token, weights_hash, write_token
+from heads.token_file import (
+    TokenFile,
+    read_token,
+    use_token,
+    weights_hash,
+    write_token,
+)
 from tests.fake_animals import Animals
 from tests.fakes import fake_extract
 
@@ -183,6 +189,38 @@ def test_an_int8_token_is_measured_as_it_is_read_back(made, in_folder):
     model = load(report.path)
     use_token(model, read_run(Path(report.path)), read_token(one.path))
     assert model.head._token.abs().max() > 0
+
+
+def test_images_that_a_token_learned_from_are_not_measured_unless_asked(
+    made, in_folder, capsys, monkeypatch
+):
+    report, folder = made
+    adapt(report.path, AdaptChoices(identity="elk", shots=3), Recipe(steps=2), device="cpu")
+
+    def measured(**changes):
+        given = {"split": "train", "device": "cpu", **changes}
+        return heads.evaluate(read_run(Path(report.path)), store=folder / "s.zarr", **given)
+
+    without = measured(token="elk.safetensors")
+    every = measured(token="elk.safetensors", with_support=True)
+    assert (without.support, every.support) == (3, 0)
+    assert without.images == every.images - 3
+    assert without.metrics["rmse"] != every.metrics["rmse"]
+    assert measured(token="mean", identity="elk").images == every.images
+    words = ["evaluate", report.run_id, "--store", str(folder / "s.zarr"), "--device", "cpu"]
+    words += ["--split", "train", "--token", "elk.safetensors"]
+    assert exit_code(program, words) == 0
+    assert "Left out: 3 images that the token has learned from." in capsys.readouterr().out
+    adapt(report.path, AdaptChoices(identity="elk"), Recipe(steps=1), device="cpu")
+    with pytest.raises(InvalidInputError, match=r"learned from all 12 instances.*--with-support"):
+        measured(token="elk.safetensors")
+    # Where the run cannot be written, the file itself says it.
+    monkeypatch.setattr("heads.token_file._NOTES", "run.json")
+    adapt(report.path, AdaptChoices(identity="elk", shots=2), Recipe(steps=1), device="cpu")
+    assert len(read_token("elk.safetensors").support) == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(in_folder)
+    assert measured(token="elk.safetensors").support == 2
 
 
 def test_a_token_of_another_run_or_another_head_is_refused(made, in_folder):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from featstore.crops import square_crop
 from featstore.geometry import clip_box, place, to_input, to_source
 from featstore.store import crop_text, parse_crop
+from featstore.views import is_jitter, jittered
 
 
 def test_the_longer_side_of_the_box_decides():
@@ -77,13 +78,16 @@ def test_a_crop_is_square_wherever_the_image_has_room(case, scale):
     st.floats(1, 3),
     st.sampled_from([(224, 224), (518, 392), (28, 56)]),
     RULES,
-    st.sampled_from(["plain", "hflip"]),
+    st.sampled_from(["plain", "hflip", "jitter:0:0", "jitter:5:1:0.4"]),
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=20),
 )
 def test_every_keypoint_comes_back_from_the_crop(case, scale, input_hw, resize, view, parts):
     """Through the crop as it is written, and numbers in [0, 1] of the input as float32."""
     image_hw, box = case
     crop = parse_crop(crop_text(square_crop(box, scale=scale, image_hw=image_hw)))
+    if is_jitter(view):
+        assert crop is not None
+        crop = jittered(view, "key", crop, image_hw)
     placement = place(source_hw=image_hw, crop=crop, input_hw=input_hw, resize=resize, view=view)
     points = np.array(parts) * [image_hw[1], image_hw[0]]
     normalised = (to_input(placement, points) / [input_hw[1], input_hw[0]]).astype(np.float32)

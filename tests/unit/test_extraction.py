@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+
 import numpy as np
 import pytest
 
@@ -128,12 +131,30 @@ def test_an_unknown_split_is_refused_before_anything_is_written(path):
     assert not path.exists()
 
 
-def test_a_second_writer_stops_and_names_the_holder(path):
+def test_a_second_writer_waits_for_one_that_plans_and_says_for_whom(path, monkeypatch):
     fake_extract(path, [FakeReader(5)])
     lock = open_folder(path).locks_path / f"{fake_plan().key()}.lock"
+    monkeypatch.setattr("featstore.files._SOON_S", 0.01)
+    held, told = contextlib.ExitStack(), []
+
+    def progress(report):
+        if report.message:
+            told.append(report.message)
+            held.close()
+
+    held.enter_context(exclusive(lock, purpose="planning for the test"))
+    assert fake_extract(path, [FakeReader(5)], progress=progress).rows == 5
+    assert len(told) == 1
+    assert re.fullmatch(r"Waiting for: Process \d+ on .*planning for the test\)\.", told[0])
+
+
+def test_nobody_waits_for_ever(path, monkeypatch):
+    fake_extract(path, [FakeReader(5)])
+    lock = open_folder(path).locks_path / f"{fake_plan().key()}.lock"
+    monkeypatch.setattr("featstore.extraction._PATIENCE_S", 0.05)
     with (
-        exclusive(lock, purpose="extracting for the test"),
-        pytest.raises(ConflictError, match=r"Process \d+ on .*extracting for the test"),
+        exclusive(lock, purpose="planning for the test"),
+        pytest.raises(ConflictError, match=r"Process \d+ on .*planning for the test"),
     ):
         fake_extract(path, [FakeReader(5)])
 

@@ -114,6 +114,37 @@ def test_the_lists_hold_every_keypoint_of_every_animal(run, photos):
     assert 0 < float(lines[8]["confidence"]) < 1
 
 
+class Framed(Things):
+    """Things whose reader says how it cropped them."""
+
+    def __init__(self, box, **options):
+        super().__init__(12, **options)
+        self.spec += f",box={box}"
+
+
+def test_a_crop_is_as_large_as_those_that_the_run_learned_from(tmp_path, photos):
+    boxes = boxes_file(photos, a=[[10, 10, 20, 20]], b=[], c=[])
+
+    def found(run, **changes):
+        predict(run, photos, boxes=boxes, **changes)
+        return keypoints(photos, "a")
+
+    one, two = tmp_path / "one.zarr", tmp_path / "two.zarr"
+    fake_extract(one, [Framed("2")])
+    run = learn(one, "linear_pool")
+    np.testing.assert_array_equal(found(run), found(run, box_scale=2.0))
+    assert np.abs(found(run) - found(run, box_scale=1.25))[..., :2].max() > 0.1
+    fake_extract(two, [Framed("image")])
+    whole = learn(two, "linear_pool")
+    with pytest.raises(InvalidInputError, match=r"learned from whole images.*--box-scale"):
+        found(whole)
+    assert found(whole, box_scale=1.0).shape == (1, 3, 3)
+    assert predict(whole, photos).animals == 3
+    fake_extract(one, [Framed("1.5", name="more", seed=9)])
+    with pytest.raises(InvalidInputError, match=r"learned from box=1.5 and box=2, so"):
+        found(learn(one, "linear_pool"))
+
+
 def test_a_whole_photo_is_one_animal_where_no_box_is_named(run, photos):
     assert predict(run, photos).animals == 3
     whole = keypoints(photos, "a")

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import featstore
 from cli.common import exit_code
 from cli.heads_app import heads as program
 from featstore.errors import InvalidInputError, NotFoundError
+from featstore.plan import RunOptions
+from heads.adaptation import Recipe, Start, adapt_many
+from heads.feed import Feed
+from heads.identity_images import read_images
+from heads.model import load
+from heads.predictions import predict_rows
+from heads.protocol.animals import find_animals
+from heads.protocol.bench import mean_feature
+from heads.protocol.design import make_design
 from heads.protocol.identity import resume_identity_protocol, run_identity_protocol
 from heads.protocol.plan import Plan
-from heads.runs import list_runs, read_run
+from heads.runs import PAIRS, list_runs, read_run
+from heads.selection import pairs_from_table
 from tests.fake_animals import Animals
 from tests.fakes import fake_extract
 
@@ -65,6 +78,62 @@ def test_a_protocol_leaves_its_numbers_where_sql_finds_them(store, done):
     assert {(line["identity"], line["mode"]) for line in table} >= {("cat", "decoder")}
 
 
+def test_answers_without_a_label_are_those_of_trained_tokens(store, done):
+    features = featstore.open(store).feature_set()
+    (run,) = [run for run in list_runs(store) if run.run_id == done.heads[0]]
+    model = load(run)
+    feed = Feed(features, model.array_names, model.device)
+    animals = find_animals(features, taps=["norm"], kind="keypoints", data=None)
+    (validation,) = {*run.record["command"]["holdout"]} - {"cat", "dog"}
+
+    def half(name, part):
+        design = make_design(name, animals.pairs(name), n_seeds=1)
+        numbers = design.test if part == "test" else design.support("all", 0)
+        return [animals.instances[name][number] for number in numbers]
+
+    def rmse(name, token):
+        found = half(name, "test")
+        model.head.set_token(token)
+        places = predict_rows(model, feed, [one.pair.row for one in found])[:, :, 0, 0]
+        truth = np.array([one.record["keypoints"][:, :2] for one in found]) / 32
+        return np.sqrt(((places.reshape(truth.shape) - truth) ** 2).sum(axis=2).mean())
+
+    tokens = model.head.tokens.detach()
+    learned = {pair.key for pair in pairs_from_table(pq.read_table(run.path / PAIRS), "train")}
+    alike = {}
+    for name in model.head.options.identities:
+        own = [one for one in animals.instances[name] if one.pair.key in learned]
+        alike[name] = mean_feature(model, feed, own)
+
+    def nearest(name):
+        new = mean_feature(model, feed, half(name, "support"))
+        cosine = [one @ new / np.linalg.norm(one) for one in alike.values()]
+        return tokens[int(np.argmax(cosine))]
+
+    def shared(rate):
+        chosen = [one for n in model.head.options.identities for one in animals.instances[n]]
+        start = Start(token=tokens.mean(dim=0), support=tuple(range(len(chosen))))
+        recipe = Recipe(lr=rate, batch_size=64)
+        images = read_images(model, feed, chosen)
+        return adapt_many(model.head, model.task, images, [start], recipe)[0].token
+
+    best = min(tokens, key=lambda token: rmse(validation, token))
+    for_all = min(map(shared, (0.001, 0.003, 0.01, 0.03)), key=lambda t: rmse(validation, t))
+    assert not torch.allclose(for_all, tokens.mean(dim=0))
+    lines = pq.read_table(f"{done.path}/lines.parquet").to_pylist()
+    for line in lines:
+        if line["init"] == "best":
+            assert line["rmse"] == pytest.approx(rmse(line["identity"], best), rel=1e-5)
+        elif line["init"] == "shared":
+            assert line["rmse"] == pytest.approx(rmse(line["identity"], for_all), rel=1e-5)
+        elif line["init"] == "nearest":
+            who = line["identity"]
+            assert line["rmse"] == pytest.approx(rmse(who, nearest(who)), rel=1e-5)
+    assert {line["init"] for line in lines} == {"mean", "shared", "nearest", "best"}
+    compared = {line["shots"] for line in lines if line["shared_reduction"] is not None}
+    assert compared == {"0", "2"}
+
+
 def test_its_heads_never_saw_what_is_held_out_nor_what_chose_the_rates(store, done):
     (head,) = done.heads
     record = next(run.record for run in list_runs(store) if run.run_id == head)
@@ -112,6 +181,53 @@ def test_an_interrupted_protocol_goes_on_to_the_same_numbers(store, done, tmp_pa
         pq.read_table(f"{each.path}/lines.parquet", columns=names) for each in (done, finished)
     ]
     assert tables[0].equals(tables[1])
+
+
+def test_worse_boxes_are_measured_once_the_store_has_some(tmp_path):
+    path, crop = tmp_path / "s.zarr", (4.0, 4.0, 28.0, 28.0)
+    animals = Animals(60, n_identities=5, crop=crop)
+    fake_extract(path, [animals])
+    given = {"asked": ASKED | {"steps": 2}, "device": "cpu", "n_resamples": 1000}
+    plan = replace(PLAN, folds=(("cat",),), n_seeds=1, steps=2)
+    first = run_identity_protocol(path, plan, **given)
+    (told,) = [text for text in first.statements if "no jittered boxes" in text]
+    assert "--views jitter:2" in told
+    before = pq.read_table(f"{first.path}/lines.parquet").to_pylist()
+    assert {line["jittered_rmse"] for line in before} == {None}
+    fake_extract(path, [animals], options=RunOptions(views=("jitter:2",), n_threads=1))
+    second = resume_identity_protocol(path, first.run_id, device="cpu")
+    assert second.heads == first.heads
+    (told,) = [text for text in second.statements if "to worse ones" in text]
+    assert "(jitter:0:0, jitter:0:1)" in told
+    assert told.endswith("plain crops alone.")
+    after = pq.read_table(f"{first.path}/lines.parquet").to_pylist()
+    for old, new in zip(before, after, strict=True):
+        assert new["rmse"] == old["rmse"]
+        assert 0 < abs(new["jittered_rmse"] - new["rmse"]) < 0.1
+        assert 0 <= new["jittered_pck@0.05"] <= 1
+    assert "jittered: RMSE" in Path(second.page).read_text(encoding="utf-8")
+    base = by_hand(path, second.heads[0], Path(second.path) / "design.json", animals)
+    (mean,) = [line for line in after if line["shots"] == "0" and line["init"] == "mean"]
+    assert mean["jittered_rmse"] == pytest.approx(base, rel=1e-5)
+
+
+def by_hand(path, head, design, animals):
+    """What the mean token says of all jittered rows of the test half, in shares of their boxes."""
+    features = featstore.open(path).feature_set()
+    (run,) = [run for run in list_runs(path) if run.run_id == head]
+    model, wanted = load(run), json.loads(design.read_text())["cat"]["test"]
+    samples = features.samples().to_pylist()
+    lines = {
+        line["row"]: line
+        for line in samples
+        if line["item"] in wanted and line["view"].startswith("jitter")
+    }
+    feed = Feed(features, model.array_names, model.device)
+    predicted = predict_rows(model, feed, list(lines))[:, :, 0, 0].reshape(len(lines), -1, 2)
+    boxes = np.array([placement.box for placement in features.placements(list(lines)).values()])
+    points = np.array([animals.keypoints(int(line["path"][:5])) for line in lines.values()])
+    truth = (points[..., :2] - boxes[:, None, :2]) / (boxes[:, 2:] - boxes[:, :2])[:, None]
+    return np.sqrt(((predicted - truth) ** 2).sum(axis=2).mean())
 
 
 def test_a_finished_protocol_is_no_training(store, done):

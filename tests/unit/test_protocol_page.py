@@ -76,6 +76,20 @@ def test_what_was_found_is_said_for_and_against():
     assert "cannot be said of 2 identities" in said
 
 
+def test_a_mean_token_that_others_beat_is_called_a_weak_baseline():
+    def said(near, best, shared=0.3):
+        others = [("shared", shared), ("nearest", near), ("best", best)]
+        more = [cell("fox", way(shots=0, init=init), off) for init, off in others]
+        (told,) = [t for t in statements(findings([*cells(), *more])) if "any label" in t]
+        return told
+
+    assert said(0.3, 0.25).endswith("validation identity.")
+    for weak in (said(0.1, 0.25), said(0.3, 0.1), said(0.3, 0.25, shared=0.1)):
+        assert "weak baseline here" in weak
+    both = page(findings([*cells(), cell("fox", way(shots=0, init="best"), 0.1)]))
+    assert both.count("best trained token") == 1
+
+
 def test_no_gain_is_said_as_plainly_as_a_gain():
     worse = [
         cell("fox", way(shots=0), [0.2 + 0.01 * n for n in range(8)]),

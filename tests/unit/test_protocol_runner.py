@@ -12,7 +12,7 @@ import pytest
 from featstore.errors import FormatError, InvalidInputError
 from heads.protocol.cells import READINGS, CellFolder, Outcome
 from heads.protocol.design import ALL, make_design
-from heads.protocol.plan import MAIN, Plan, Way, plan_from_json
+from heads.protocol.plan import BASELINES, MAIN, Plan, Way, plan_from_json
 from heads.protocol.runner import Task, best_lr, count_cells, run_task
 
 PLAN = Plan(
@@ -109,7 +109,7 @@ def test_every_way_is_done_on_every_held_out_identity(whole):
         for mode, init in ways
         for shots in (0, 2, ALL)
         if (mode, shots) != ("decoder", 0)
-    }
+    } | {(who, "token", init, 0) for who in ("fox", "hare") for init in BASELINES}
     assert done == expected
     assert n_told == len(found["test"]) + len(found["tuning"])
 
@@ -143,6 +143,7 @@ def test_nothing_random_is_done_once(whole):
     }
     assert seeds == {
         ("mean", 0): 1, ("mean", 2): 4, ("mean", ALL): 4,
+        ("shared", 0): 1, ("nearest", 0): 1, ("best", 0): 1,
         ("random", 0): 4, ("random", 2): 4, ("random", ALL): 4,
     }  # fmt: skip
     base = next(c for c in found["test"] if not c.unit.way.is_trained)

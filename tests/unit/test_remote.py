@@ -461,7 +461,8 @@ def test_a_head_learns_from_a_bucket(s3, plain, tmp_path):
     report = heads.train("s3://bucket/learned", **options)
     [run] = (tmp_path / "cache/mirrors").glob(f"*/runs/{report.run_id}")
     assert read_run(run).record["store"] == "s3://bucket/learned"
-    assert set(report.metrics) == set(find_run("s3://bucket/learned", "@last").metrics)
+    assert find_run("s3://bucket/learned", "@last").run_id == report.run_id
+    assert report.metrics["rmse"] > 0
 
 
 def test_what_lies_elsewhere_is_no_store(s3):

@@ -89,7 +89,7 @@ def test_without_mirror_images_the_command_that_adds_them_is_named(tmp_path):
     path = tmp_path / "s.zarr"
     fake_extract(path, [FakeReader(10)])
     report = learn(path, queries=4)
-    with pytest.raises(NotFoundError, match=r"2 of 2 images have no stored mirror") as raised:
+    with pytest.raises(NotFoundError, match=r"2 of 2 images have no stored view hflip") as raised:
         heads.evaluate(report.path, tta="hflip", device="cpu")
     words = shlex.split(str(raised.value).split("`")[1])
     assert words[:2] == ["featstore", "extract"]
@@ -100,5 +100,5 @@ def test_without_mirror_images_the_command_that_adds_them_is_named(tmp_path):
     # Some are not enough.
     options = RunOptions(views=("hflip",), limit=6, n_threads=1)
     fake_extract(path, [FakeReader(10)], options=options)
-    with pytest.raises(NotFoundError, match="1 of 2 images have no stored mirror"):
+    with pytest.raises(NotFoundError, match="1 of 2 images have no stored view hflip"):
         heads.evaluate(report.path, tta="hflip", device="cpu")

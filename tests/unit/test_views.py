@@ -14,7 +14,14 @@ from featstore.index import refresh
 from featstore.plan import RunOptions
 from featstore.store import open_folder
 from featstore.verify import verify
-from featstore.views import MIN_CROP_AREA, check_view, parse_views, region_of
+from featstore.views import (
+    JITTER,
+    MIN_CROP_AREA,
+    check_view,
+    jittered,
+    parse_views,
+    region_of,
+)
 from tests.fakes import FakeReader, content, fake_extract, fake_plan
 
 WHOLE = (0.0, 0.0, 48.0, 32.0)
@@ -40,6 +47,9 @@ def path(tmp_path):
         (("hflip,crops:2,seed=3,plain",), ("plain", "hflip", "crop:3:0", "crop:3:1")),
         (("crops:2", "crops:1,seed=0"), ("plain", "crop:0:0", "crop:0:1")),
         (("crop:5:9",), ("plain", "crop:5:9")),
+        (("jitter:2",), ("plain", "jitter:0:0", "jitter:0:1")),
+        (("jitter:1,seed=3,amount=0.25,hflip",), ("plain", "jitter:3:0:0.25", "hflip")),
+        (("jitter:1,amount=0.1", "jitter:0:0"), ("plain", "jitter:0:0")),
     ],
 )
 def test_views_are_listed_once_after_the_plain_one(wanted, views):
@@ -49,14 +59,18 @@ def test_views_are_listed_once_after_the_plain_one(wanted, views):
 
 
 @pytest.mark.parametrize(
-    "wanted", ["", "up", "crops", "crops:0", "crops:2,seed=-1", "hflip,", "crops:2,size=3"]
+    "wanted",
+    [
+        *("", "up", "crops", "crops:0", "crops:2,seed=-1", "hflip,", "crops:2,size=3"),
+        *("jitter", "jitter:0", "jitter:1,amount=1.5", "jitter:1,amount=0", "jitter:0:0:0.1"),
+    ],
 )
 def test_another_view_is_refused(wanted):
-    with pytest.raises(InvalidInputError, match=r"plain, hflip or crops:N.*Try hflip"):
+    with pytest.raises(InvalidInputError, match=r"plain, hflip, crops:N.*Try hflip"):
         parse_views([wanted])
 
 
-@pytest.mark.parametrize("view", ["crops:2", "", "HFLIP", "crop:1", "crop:01:2"])
+@pytest.mark.parametrize("view", ["crops:2", "", "HFLIP", "crop:1", "crop:01:2", "jitter:0:0:0.1"])
 def test_a_name_of_no_single_view_is_refused(view):
     with pytest.raises(InvalidInputError, match="crop:SEED:N"):
         check_view(view)
@@ -96,6 +110,33 @@ def test_a_crop_depends_on_its_seed_its_number_and_its_image_only():
     assert region_of("hflip", "key", WHOLE) == region_of("plain", "key", WHOLE) == WHOLE
     # A literal: stores hold these numbers, so no library may change them.
     assert one == (6.0, 1.0, 48.0, 29.0)
+
+
+def test_a_jittered_crop_is_spread_around_the_box_by_the_amount():
+    crop, image_hw = (400.0, 300.0, 500.0, 400.0), (1000, 2000)
+    for view, amount in (("jitter:0:0", JITTER), ("jitter:0:0:0.3", 0.3)):
+        boxes = np.array([jittered(view, f"key{k}", crop, image_hw) for k in range(400)])
+        side = boxes[:, 2:] - boxes[:, :2]
+        np.testing.assert_allclose(side[:, 0], side[:, 1], atol=0.011)
+        for off in (side[:, 0] / 100 - 1, *((boxes[:, :2] + boxes[:, 2:]) / 200 - [4.5, 3.5]).T):
+            assert abs(off.mean()) < 0.1 * amount
+            assert 0.97 * amount < np.abs(off).max() < 1.001 * amount
+    one = jittered("jitter:0:1", "key", crop, image_hw)
+    others = [("jitter:1:1", "key"), ("jitter:0:2", "key"), ("jitter:0:1", "other")]
+    assert one not in [jittered(view, key, crop, image_hw) for view, key in others]
+    assert one != jittered("jitter:0:1", "key", (400.0, 300.0, 500.0, 401.0), image_hw)
+    # A literal: stores hold these numbers, so no library may change them.
+    assert one == (395.11, 309.52, 493.47, 407.88)
+
+
+def test_a_jittered_crop_stays_in_the_image_as_the_crop_itself_does():
+    crops = [((0.0, 0.0, 90.0, 90.0), (100, 200)), ((-20.0, 5.0, 120.0, 145.0), (150, 100))]
+    for crop, (height, width) in crops:
+        for key in range(100):
+            x0, y0, x1, y1 = jittered("jitter:0:0:0.3", str(key), crop, (height, width))
+            for start, stop, length in ((x0, x1, width), (y0, y1, height)):
+                low, high = (0, length) if stop - start <= length else (length - stop + start, 0)
+                assert min(low, high) - 0.011 <= start <= max(low, high) + 0.011
 
 
 def test_the_smallest_images_have_crops():
@@ -146,14 +187,34 @@ def test_sql_sees_the_view_and_the_geometry_of_each_row(path):
         assert placement.dst == (0, 0, 16, 16)
 
 
-def test_a_crop_of_a_cropped_item_lies_inside_the_item(path):
-    class Boxed(FakeReader):
-        def items(self):
-            return [
-                item.__class__(path=item.path, splits=item.splits, crop=(8.0, 4.0, 40.0, 30.5))
-                for item in super().items()
-            ]
+class Boxed(FakeReader):
+    def items(self):
+        return [
+            item.__class__(path=item.path, splits=item.splits, crop=(8.0, 4.0, 40.0, 30.5))
+            for item in super().items()
+        ]
 
+
+def test_jittered_boxes_are_rows_of_their_own(path):
+    report = fake_extract(path, [Boxed(3)], options=with_views("jitter:2"))
+    assert report.rows == 9
+    lines = open_folder(path).feature_set(fake_plan().key()).assignments().to_pylist()
+    for line in lines:
+        box = tuple(line[f"box_{c}"] for c in ("x0", "y0", "x1", "y1"))
+        crop = (8.0, 4.0, 40.0, 30.5)
+        if line["view"] == "plain":
+            assert box == crop
+        else:
+            assert box == jittered(line["view"], line["image_key"], crop, (32, 48)) != crop
+
+
+def test_jittered_boxes_of_whole_images_are_refused_before_anything_is_stored(path):
+    with pytest.raises(InvalidInputError, match=r"moves the crop around a box.*whole image"):
+        fake_extract(path, [FakeReader(2)], options=with_views("jitter:1"))
+    assert not path.exists() or not open_folder(path).feature_set_keys()
+
+
+def test_a_crop_of_a_cropped_item_lies_inside_the_item(path):
     fake_extract(path, [Boxed(5)], options=with_views("crops:3"))
     folder = open_folder(path).feature_set(fake_plan().key())
     boxes = {line["view"]: [] for line in folder.assignments().to_pylist()}

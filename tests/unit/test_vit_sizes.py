@@ -8,6 +8,7 @@ import torch
 from featstore.catalogue import CATALOGUE
 from featstore.errors import NotFoundError
 from featstore.vit_sizes import BLOCKS, plain_vit, vit_size
+from heads.describe import describe_head
 from heads.vit_block import VitBlock
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
@@ -28,6 +29,15 @@ def test_a_block_is_that_of_timm(name):
     assert block.attn.num_heads == size.n_heads
     assert ACTIVATIONS[type(block.mlp.act).__name__] == size.activation
     assert theirs.num_prefix_tokens == size.n_prefix
+
+
+@pytest.mark.parametrize("name", ["dinov3_s", "dinov3_s_plus", "aimv2_l"])
+def test_a_head_of_copied_blocks_is_described_without_weights(name):
+    found = describe_head("vit_split", backbone=name, grid=(4, 4), options={"kt": 2})
+    with torch.device("meta"):
+        n_block = sum(p.numel() for p in VitBlock(vit_size(name).tail(1).blocks[0]).parameters())
+    assert found["parameters_by_part"]["tail"] == 2 * n_block
+    assert found["taps"][-1] == f"block:{CATALOGUE[name].depth - 3}"
 
 
 def test_the_tail_of_a_known_backbone_ends_with_its_last_block():

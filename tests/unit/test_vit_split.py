@@ -21,8 +21,11 @@ from featstore.tail import TailSpec, TailWeights, plain_block
 from featstore.types import TapShape, ignore_progress
 from heads.base import TapTokens
 from heads.build import build_head
+from heads.feed import Feed
 from heads.model import load
-from heads.runs import list_runs
+from heads.predictions import predict_rows
+from heads.runs import list_runs, read_run
+from heads.selection import pairs_from_table
 from heads.setup import Request, make_setup
 from heads.stages import group_norm
 from heads.vit_block import Tail
@@ -189,6 +192,24 @@ def test_the_stage_follows_the_task_and_cannot_contradict_it(store):
         set_up(store, task="classification", options={"stage": "dense"})
     with pytest.raises(InvalidInputError, match="`stage` must be depth for this task"):
         set_up(store, options={"stage": "pooled"})
+
+
+@pytest.mark.parametrize("head", ["vit_split", "vit_split_prior"])
+def test_depth_begins_at_the_mean_of_the_training_images(store, head):
+    report = learn(store, head=head, steps=1, lr=1e-12)
+    model = load(read_run(Path(report.path)), device="cpu")
+    features = featstore.open(store).feature_set()
+    pairs = pairs_from_table(pq.read_table(Path(report.path) / "pairs.parquet"), "train")
+    reader = Things(30)
+    logs = [np.log(reader.depth(pair.path)).mean() for pair in pairs]
+    predicted = predict_rows(model, Feed(features, model.array_names, model.device), [0])
+    np.testing.assert_allclose(predicted, np.exp(np.mean(logs)), rtol=0.05)
+    # The loss hardly says how large all depths are: at this rate it would take long to learn.
+    report = learn(store, head=head, steps=10, lr=3e-4)
+    mean = np.mean([reader.depth(pair.path).mean() for pair in pairs])
+    test = pairs_from_table(pq.read_table(Path(report.path) / "pairs.parquet"), "test")
+    errors = [np.sqrt(((reader.depth(pair.path) - mean) ** 2).mean()) for pair in test]
+    assert report.metrics["rmse"] < 1.1 * np.mean(errors)
 
 
 def test_it_classifies(store):

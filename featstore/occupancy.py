@@ -1,0 +1,126 @@
+"""Which rows of each shard still count, and what the others take on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featstore.errors import NotFoundError
+from featstore.ledgers import ledgers_of
+from featstore.lines import read_columns
+from featstore.shards import CRC_BYTES
+from featstore.store import FeatureSetFolder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Occupancy:
+    """One shard that holds removed rows."""
+
+    shard: int
+    rows: np.ndarray  # assigned to it, ascending
+    is_removed: np.ndarray  # bool, by row
+    is_live: np.ndarray  # bool: stored for at least one tap, and not removed
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no number in it counts any more; rejected rows have none."""
+        return not self.is_live.any()
+
+    @property
+    def dead_part(self) -> float:
+        """Part of its rows that are removed or were rejected, 0 to 1."""
+        return 1 - float(self.is_live.mean())
+
+
+def assigned_rows(folder: FeatureSetFolder) -> np.ndarray:
+    """List every row that an assignment names, ascending: int64."""
+    return read_columns(folder, ["row"])["row"].to_numpy()
+
+
+def occupied(folder: FeatureSetFolder, removed: np.ndarray) -> list[Occupancy]:
+    """Look at each shard that holds some of the rows `removed`, ascending.
+
+    Raises:
+        FormatError: A ledger is damaged.
+    """
+    rows = assigned_rows(folder)
+    shards = rows // folder.layout.shard_rows
+    is_removed = np.isin(rows, removed)
+    touched = np.unique(shards[is_removed])
+    starts = np.searchsorted(shards, touched, "left")
+    stops = np.searchsorted(shards, touched, "right")
+    found = []
+    for shard, start, stop in zip(touched.tolist(), starts, stops, strict=True):
+        own, is_gone = rows[start:stop], is_removed[start:stop]
+        is_live = np.zeros(len(own), bool)
+        if not is_gone.all():  # where all are gone no ledger need be read
+            is_live = _stored_somewhere(folder, shard, own) & ~is_gone
+        found.append(Occupancy(shard=shard, rows=own, is_removed=is_gone, is_live=is_live))
+    return found
+
+
+def _stored_somewhere(folder: FeatureSetFolder, shard: int, rows: np.ndarray) -> np.ndarray:
+    is_stored = np.zeros(len(rows), bool)
+    for tap in folder.taps:
+        is_stored |= stored_rows(folder, tap, shard, rows)
+    return is_stored
+
+
+def stored_rows(folder: FeatureSetFolder, tap: str, shard: int, rows: np.ndarray) -> np.ndarray:
+    """Tell which rows of a shard its ledger of a tap has; none where it is not committed."""
+    try:
+        ledger = ledgers_of(folder).shard(tap, shard)
+    except NotFoundError:
+        return np.zeros(len(rows), bool)
+    return ledger.is_stored[rows % folder.layout.shard_rows]
+
+
+def committed_taps(folder: FeatureSetFolder) -> dict[int, frozenset[str]]:
+    """Tell for each shard which taps are committed; shards without any are missing."""
+    found: dict[int, set[str]] = {}
+    for tap in folder.taps:
+        for shard in folder.committed_shards(tap):
+            found.setdefault(shard, set()).add(tap)
+    return {shard: frozenset(taps) for shard, taps in found.items()}
+
+
+def shard_files(folder: FeatureSetFolder, shard: int) -> Iterator[Path]:
+    """Give the files of one shard that exist: its arrays, over all taps."""
+    for tap, shape in folder.taps.items():
+        paths = (folder.shard_file(tap, array, shard) for array in shape.arrays)
+        yield from (path for path in paths if path.is_file())
+
+
+def files_to_free(folder: FeatureSetFolder, one: Occupancy) -> list[Path]:
+    """Give the files of a shard in which nothing counts any more, in the order to delete them.
+
+    The ledgers go first: what is left of a shard without them is waste like any other. Where rows
+    were rejected they stay, since they tell why.
+    """
+    ledgers = [folder.ledger_path(tap, one.shard) for tap in folder.taps]
+    gone = [path for path in ledgers if path.is_file()] if one.is_removed.all() else []
+    return [*gone, *shard_files(folder, one.shard)]
+
+
+def removed_bytes(folder: FeatureSetFolder, removed: np.ndarray) -> tuple[int, int]:
+    """Count what removed rows take on the disk.
+
+    Returns:
+        Bytes of shards in which nothing counts any more, which `gc` frees, and bytes of removed
+        rows in the other shards, which `compact` frees.
+    """
+    whole = part = 0
+    for one in occupied(folder, removed):
+        if one.is_empty:
+            whole += sum(path.stat().st_size for path in files_to_free(folder, one))
+            continue
+        for tap, shape in folder.taps.items():
+            if shape.grid is None:
+                continue  # its rows share one chunk
+            n_stored = int(stored_rows(folder, tap, one.shard, one.rows[one.is_removed]).sum())
+            size = shape.bytes_per_row(folder.store_dtype.itemsize) + CRC_BYTES * len(shape.arrays)
+            part += n_stored * size
+    return whole, part
