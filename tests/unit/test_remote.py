@@ -377,6 +377,25 @@ def test_what_stays_wrong_is_damage_with_its_rows(s3, plain, tmp_path):
     assert not list((tmp_path / "cache").rglob("c/1/*/*"))
 
 
+def test_the_shard_of_another_row_is_damage(s3, plain):
+    put_folder(s3, plain, "swapped")
+    url = "s3://bucket/swapped"
+    client = client_of(parse_url(url))
+    for name in sorted(name for name in objects(url) if "/c/1/" in name):
+        client.write(name, client.read(name.replace("/c/1/", "/c/0/"))[0])
+    features = featstore.open(url).feature_set()
+    for name in NAMES:
+        with pytest.raises(FormatError, match=r"row 9 .*other bytes than were committed|row 8"):
+            features.read(name, [9])
+
+
+def test_a_small_file_that_never_comes_right_is_an_error(s3, shared_url, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_TIMEOUT_S", "1")
+    s3.behave(1.0, ("corrupted",))
+    with pytest.raises(StorageError, match="another checksum"):
+        locate(shared_url)
+
+
 def test_verify_finds_a_good_store_good_through_faults(s3, shared_url, plain, monkeypatch):
     monkeypatch.setenv("FEATSTORE_TIMEOUT_S", "8")
     s3.behave(0.05, ("corrupted", "cut", "503"), seed=2)
@@ -471,6 +490,13 @@ def test_what_lies_elsewhere_is_no_store(s3):
         locate("s3://bucket/other")
     with pytest.raises(StorageError, match=r"no_such_bucket.*404 Not Found"):
         locate("s3://no_such_bucket/features.zarr")
+
+
+def test_a_server_that_is_not_there_is_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("FEATSTORE_TIMEOUT_S", "0.5")
+    with pytest.raises(StorageError, match=r"Connection refused\)\. Tried for up to 0\.5 s"):
+        locate("s3://bucket/features.zarr")
 
 
 def test_a_refusal_tells_how_to_sign(s3):
