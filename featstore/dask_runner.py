@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import secrets
 import tempfile
@@ -13,7 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from featstore.errors import InvalidInputError, NotFoundError, invalid
+import dask.config
+
+from featstore.errors import InvalidInputError, NotFoundError
+from featstore.local_devices import environments, local_device, n_cores, share_of_threads
 from featstore.plan import RunOptions
 from featstore.shard_job import Pace
 from featstore.shared_shards import Outcome, ShardTask
@@ -26,6 +28,8 @@ _CONNECT_S = 30.0
 _POLL_S = 0.5
 _EVENT_S = 0.5
 _ANSWER_S = 5.0
+_HEAL_S = 15.0
+_LOST_S = 60.0
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
 _INSTALL = "pip install 'featstore-heads[cluster]'"
 
@@ -53,6 +57,9 @@ class Cluster:
         self.n_threads: int | None = None  # of a worker to compute with, where it is ours to say
         self.n_loaders = options.n_threads
         self.client: Any = None
+        self._local: Any = None
+        self._healed_s = 0.0
+        self._is_told = False
         self._warm: list[Any] = []
 
     def __enter__(self) -> Cluster:
@@ -60,8 +67,7 @@ class Cluster:
             # What goes wrong is told once, and not by every part of the library too.
             self._stack.enter_context(_quiet())
             self.client = self._connect()
-            if not self.client.nthreads():
-                self._tell(f"Waiting for the first worker of {self._options.scheduler}.")
+            if not self.n_workers():
                 self.client.wait_for_workers(1)
         except BaseException:
             self._stack.close()
@@ -75,18 +81,30 @@ class Cluster:
     def device(self) -> str:
         """What the workers compute on; where others started them, the first of them is asked."""
         if self._options.scheduler is None:
-            return _local_device(self._options.device)
+            return local_device(self._options.device)
         if self._options.device != "auto":
             return self._options.device
-        return str(self.client.submit(_local_device, "auto", pure=False).result())
+        return str(self.client.submit(local_device, "auto", pure=False).result())
 
     def warm_up(self) -> None:
         """Have the local workers import what takes seconds, while this process does the same."""
         if self._options.scheduler is None:
             for address in self.client.nthreads():
                 self._warm.append(
-                    self.client.submit(_local_device, "auto", pure=False, workers=[address])
+                    self.client.submit(local_device, "auto", pure=False, workers=[address])
                 )
+
+    def n_workers(self) -> int:
+        """Count the workers that are there, and start local ones anew that did not come back."""
+        found = len(self.client.nthreads())
+        now_s = time.monotonic()
+        if self._local is not None and now_s - self._healed_s > _HEAL_S:
+            self._healed_s = now_s
+            self._local.scale(self._options.workers)
+        if not found and self._local is None and not self._is_told:
+            self._is_told = True
+            self._tell(f"Waiting for a worker of {self._options.scheduler}.")
+        return found
 
     def _connect(self) -> Any:
         distributed = _distributed()
@@ -106,8 +124,8 @@ class Cluster:
         """Start a process a device on this machine."""
         distributed = _distributed()
         self.n_threads = share_of_threads(n_workers)
-        self.n_loaders = self.n_loaders or max(1, _n_cores() // n_workers)
-        environments = _environments(n_workers, _local_device(self._options.device))
+        self.n_loaders = self.n_loaders or max(1, n_cores() // n_workers)
+        surroundings = environments(n_workers, local_device(self._options.device))
         folder = self._stack.enter_context(
             tempfile.TemporaryDirectory(prefix="featstore-workers-", ignore_cleanup_errors=True)
         )
@@ -119,14 +137,18 @@ class Cluster:
         }
         workers = {
             number: {"cls": distributed.Nanny, "options": {**options, "env": environment}}
-            for number, environment in enumerate(environments)
+            for number, environment in enumerate(surroundings)
         }
         scheduler = {
             "cls": distributed.Scheduler,
             "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"},
         }
+        # A worker that died may take long to come back where it shares its cores.
+        patience = {"distributed.deploy.lost-worker-timeout": f"{_LOST_S:.0f}s"}
+        self._stack.enter_context(dask.config.set(patience))
         cluster = distributed.SpecCluster(workers=workers, scheduler=scheduler)
-        return self._stack.enter_context(cluster)
+        self._local = self._stack.enter_context(cluster)
+        return self._local
 
 
 @contextlib.contextmanager
@@ -148,53 +170,6 @@ def _distributed() -> Any:
             f"--workers and --scheduler need dask.distributed. Install it: {_INSTALL}."
         ) from error
     return distributed
-
-
-def _local_device(device: str) -> str:
-    if device == "cpu":
-        return device  # without the import of what knows GPUs
-    from featstore.backbones import resolve_device
-
-    return resolve_device(device)
-
-
-def _n_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def share_of_threads(n_workers: int) -> int:
-    """Give the threads that each of some workers computes with.
-
-    It is the share of the cores, or what ``OMP_NUM_THREADS`` says if that is less.
-    """
-    share = max(1, _n_cores() // n_workers)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, int(asked) or share) if asked.isdecimal() else share
-
-
-def _environments(n_workers: int, device: str) -> list[dict[str, str]]:
-    """Give the environment of each worker: on a machine with GPUs, a GPU of its own."""
-    if not device.startswith("cuda"):
-        return [{} for _ in range(n_workers)]
-    if device != "cuda":
-        hint = "Choose GPUs with CUDA_VISIBLE_DEVICES."
-        raise invalid("device", device, "cuda, without a number, with --workers", hint=hint)
-    gpus = _visible_gpus()
-    if n_workers > len(gpus):
-        hint = "Each worker has a GPU of its own; --device cpu takes the processor."
-        raise invalid("workers", n_workers, f"at most the {len(gpus)} GPUs here", hint=hint)
-    return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:n_workers]]
-
-
-def _visible_gpus() -> list[str]:
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = [name.strip() for name in named.split(",") if name.strip()]
-    return gpus or [str(number) for number in range(torch.cuda.device_count())]
 
 
 class DaskCrew:
@@ -224,7 +199,7 @@ class DaskCrew:
             n_threads=self._cluster.n_threads,
             n_loaders=self._cluster.n_loaders,
         )
-        board = _Board(self._cluster.client, job, tasks, on_rows=on_rows, tell=tell)
+        board = _Board(self._cluster, job, tasks, on_rows=on_rows, tell=tell)
         try:
             yield from board.run()
         finally:
@@ -236,14 +211,14 @@ class _Board:
 
     def __init__(
         self,
-        client: Any,
+        cluster: Cluster,
         job: ClusterJob,
         tasks: Sequence[ShardTask],
         *,
         on_rows: Callable[[int], None],
         tell: Callable[[str], None],
     ) -> None:
-        self._client = client
+        self._cluster, self._client = cluster, cluster.client
         self._job = job
         self._todo = deque(tasks)
         self._later: list[tuple[float, ShardTask]] = []
@@ -283,7 +258,7 @@ class _Board:
         self._todo.extend(task for due, task in self._later if due <= now)
         self._later = [(due, task) for due, task in self._later if due > now]
         try:
-            room = max(1, len(self._client.nthreads())) - len(self._running)
+            room = max(1, self._cluster.n_workers()) - len(self._running)
         except (OSError, TimeoutError) as error:
             raise _went_away() from error
         while self._todo and room > 0:

@@ -62,7 +62,7 @@ def wait_for(is_so, *, timeout_s=120):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_workers_and_drivers_die_and_every_good_image_is_there_once(tmp_path):
-    n_images, path, report_path = 1200, tmp_path / "s.zarr", tmp_path / "report.json"
+    n_images, path, report_path = 800, tmp_path / "s.zarr", tmp_path / "report.json"
     chance = random.Random(0)
     n_deaths = 0
     for n_drivers in range(3):
@@ -72,7 +72,7 @@ def test_workers_and_drivers_die_and_every_good_image_is_there_once(tmp_path):
         while driver.is_alive():
             driver.join(chance.uniform(2, 5))
             workers = workers_of(driver)
-            if driver.is_alive() and workers:
+            if driver.is_alive() and len(workers) > 1:
                 victim = chance.choice(workers)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     victim.kill()

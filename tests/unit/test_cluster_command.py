@@ -112,24 +112,24 @@ def test_a_shard_that_was_set_aside_is_named_with_its_images_and_the_exit_code_i
 
 
 def test_each_worker_has_a_gpu_of_its_own_or_its_share_of_the_cores(monkeypatch):
-    from featstore import dask_runner
+    from featstore import local_devices
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-77")
-    assert dask_runner._environments(2, "cuda") == [
+    assert local_devices.environments(2, "cuda") == [
         {"CUDA_VISIBLE_DEVICES": "3"},
         {"CUDA_VISIBLE_DEVICES": "GPU-77"},
     ]
     with pytest.raises(InvalidInputError, match="at most the 2 GPUs here"):
-        dask_runner._environments(3, "cuda")
+        local_devices.environments(3, "cuda")
     with pytest.raises(InvalidInputError, match="CUDA_VISIBLE_DEVICES"):
-        dask_runner._environments(1, "cuda:1")
-    assert dask_runner._environments(3, "cpu") == [{}, {}, {}]
+        local_devices.environments(1, "cuda:1")
+    assert local_devices.environments(3, "cpu") == [{}, {}, {}]
 
 
 @pytest.mark.parametrize(("cores", "asked", "threads"), [(8, "", 4), (8, "2", 2), (1, "4", 1)])
 def test_two_workers_share_the_threads(monkeypatch, cores, asked, threads):
-    from featstore import dask_runner
+    from featstore import local_devices
 
-    monkeypatch.setattr(dask_runner, "_n_cores", lambda: cores)
+    monkeypatch.setattr(local_devices, "n_cores", lambda: cores)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert dask_runner.share_of_threads(2) == threads
+    assert local_devices.share_of_threads(2) == threads
