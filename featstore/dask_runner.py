@@ -57,6 +57,8 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         try:
+            # What goes wrong is told once, and not by every part of the library too.
+            self._stack.enter_context(_quiet())
             self.client = self._connect()
             if not self.client.nthreads():
                 self._tell(f"Waiting for the first worker of {self._options.scheduler}.")
@@ -123,10 +125,19 @@ class Cluster:
             "cls": distributed.Scheduler,
             "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"},
         }
-        cluster = distributed.SpecCluster(
-            workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL
-        )
+        cluster = distributed.SpecCluster(workers=workers, scheduler=scheduler)
         return self._stack.enter_context(cluster)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _distributed() -> Any:

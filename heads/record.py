@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from featstore.api import FeatureSet, Store
 
 
-def what_is_read(store: Store, features: FeatureSet, model: Model) -> dict[str, Any]:
-    """Tell the features and taps that a run reads."""
+def what_is_read(
+    store: Store, features: FeatureSet, model: Model, pairs: Iterable[Pair]
+) -> dict[str, Any]:
+    """Tell the features and taps that a run reads, and what its training images show."""
     plan = features.plan
     return {
         "store": shown(store.path.resolve()),
@@ -37,6 +39,7 @@ def what_is_read(store: Store, features: FeatureSet, model: Model) -> dict[str, 
         "head_taps": [shape.tap for shape in model.taps],
         "tap_shapes": [shape_to_json(shape) for shape in dict.fromkeys(model.taps)],
         "normed_taps": list(model.normed_taps),
+        "boxes_shown": boxes_shown(store, pairs),
     }
 
 

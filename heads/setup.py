@@ -22,7 +22,7 @@ from heads.labels import LabelSource, open_stored_labels
 from heads.loop import LoopOptions, Recipe
 from heads.model import Model, norm_tensors
 from heads.options import split_options
-from heads.record import boxes_shown, versions, what_is_read, what_is_trained
+from heads.record import versions, what_is_read, what_is_trained
 from heads.runs import PAIRS
 from heads.selection import (
     TEST,
@@ -193,14 +193,11 @@ def make_setup(
     names_of = {pair.key: _shown_name(pair) for pair in pairs}
     selection = _without_bad_labels(selection, targets)
     _start(head, task, targets, selection)
-    default_lr = task.settings.head_lrs.get(head_name, head.LR or task.settings.lr)
-    loop = LoopOptions(**options["loop"])
-    recipe = _recipe(request, model, selection, loop, default_lr=default_lr)
+    recipe = _recipe(request, model, selection, LoopOptions(**options["loop"]))
     record = {
         "head": head_name,
         "task": task_name,
-        **what_is_read(store, features, model),
-        "boxes_shown": boxes_shown(store, selection.train),
+        **what_is_read(store, features, model, selection.train),
         "named_taps": list(chosen.named),
         "tail": None if tail is None else tail.to_json(),
         **what_is_trained(selection, labels, recipe, head),
@@ -332,15 +329,9 @@ def _shown_name(pair: Pair) -> str:
     return pair.path if pair.view == PLAIN else f"{pair.path} ({pair.view})"
 
 
-def _recipe(
-    request: Request,
-    model: Model,
-    selection: Selection,
-    loop: LoopOptions,
-    *,
-    default_lr: float,
-) -> Recipe:
+def _recipe(request: Request, model: Model, selection: Selection, loop: LoopOptions) -> Recipe:
     settings = model.task.settings
+    head_lr = settings.head_lrs.get(HEADS.full_name(request.head), model.head.LR)
     n_shown = len(choices_of(selection.train, loop.views))  # in an epoch
     batch_size = min(request.batch_size or settings.batch_size, n_shown)
     steps = request.steps or settings.steps
@@ -349,7 +340,7 @@ def _recipe(
     return Recipe(
         steps=steps,
         batch_size=batch_size,
-        lr=default_lr if request.lr is None else request.lr,
+        lr=(head_lr or settings.lr) if request.lr is None else request.lr,
         weight_decay=settings.weight_decay
         if request.weight_decay is None
         else request.weight_decay,

@@ -39,10 +39,13 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _REFUSED = re.compile(r"status code: 40[13]\b")
 _LASTING = re.compile(r"status code: 4(?!08|29)\d\d|redirect without LOCATION|not supported")
 _ANSWER = re.compile(r"status code: (\d+[A-Za-z ]*)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
+_CAUSE = re.compile(r'(?<=message: ")[^"]+|(?<=error: ")[^"]+|TimedOut')
 _HINTS = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a "
     "public bucket.",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket.",
+    "http": "The server must show lists of its folders.",
+    "https": "The server must show lists of its folders.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.",
 }
 
@@ -332,8 +335,10 @@ def _sentence(error: Exception) -> str:
     answer = _ANSWER.search(str(error))
     if answer is not None:
         return " ".join(filter(None, [answer[1].strip(), answer[2]]))
-    text = " ".join(str(error).split("Debug source")[0].split())
-    return text if len(text) <= 240 else f"{text[:240]}..."
+    text, _, debug = str(error).partition("Debug source")
+    point = " ".join(text.split()).rpartition(" - ")[2][:240]
+    causes = _CAUSE.findall(debug)
+    return f"{point}: {causes[-1]}" if causes else point
 
 
 def _obstore() -> Any:

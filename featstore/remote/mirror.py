@@ -13,7 +13,10 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from filelock import FileLock
 
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.files import exclusive, storage_errors, write_bytes, write_json
@@ -74,14 +77,14 @@ def synchronise(mirror: Mirror) -> SyncReport:
     with exclusive(lock, purpose=f"mirroring {mirror.remote.url}", timeout_s=_LOCK_WAIT_S):
         began = time.time()
         found = _list_small(client)
-        known = read_log(mirror)
+        known, log_bytes = read_log(mirror), _log_bytes(mirror)
         changed = [entry for entry in found.values() if not _is_held(mirror, entry, known)]
         # The last to come commits what came before it.
         ledgers = [entry for entry in changed if "/ledger/" in entry.key]
         others = [entry for entry in changed if "/ledger/" not in entry.key]
         fetched: dict[str, Entry] = {}
         for part in (others, ledgers):
-            for entry in client.map(lambda entry: _fetch(client, mirror, entry), part):
+            for entry in client.map(partial(_fetch, client, mirror, log_bytes), part):
                 if entry is not None:
                     fetched[entry.key] = entry
         n_deleted = _sweep(mirror, found, began)
@@ -128,17 +131,25 @@ def _is_held(mirror: Mirror, entry: Entry, known: dict[str, Entry]) -> bool:
     return known.get(entry.key) == entry and size == entry.size
 
 
-def _fetch(client: Client, mirror: Mirror, entry: Entry) -> Entry | None:
+def _fetch(client: Client, mirror: Mirror, log_bytes: int, entry: Entry) -> Entry | None:
+    """Bring one file here, unless another process has written a newer one in the meantime."""
     try:
         data, got = client.read(entry.key)
     except NotFoundError:  # removed since it was listed
         return None
-    write_here(mirror.root / entry.key, data)
+    with write_lock(mirror):
+        if entry.key in _appended(mirror, log_bytes):
+            return None
+        _write_here(mirror.root / entry.key, data)
     return got
 
 
-def write_here(path: Path, data: bytes) -> None:
-    """Put a file of the store into the mirror, and nowhere else."""
+def write_lock(mirror: Mirror) -> FileLock:
+    """Give the lock for as long as one file of the mirror and its line in the log are written."""
+    return FileLock(mirror.root.with_name(f"{mirror.root.name}.write.lock"))
+
+
+def _write_here(path: Path, data: bytes) -> None:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.sync.partial")
@@ -175,13 +186,26 @@ def _log_path(mirror: Mirror) -> Path:
     return mirror.root.with_name(f"{mirror.root.name}.files.jsonl")
 
 
-def read_log(mirror: Mirror) -> dict[str, Entry]:
-    """Read which version of each file the mirror holds; lines cut off by a crash do not count."""
-    held: dict[str, Entry] = {}
+def _log_bytes(mirror: Mirror) -> int:
     try:
-        lines = _log_path(mirror).read_text().splitlines()
+        return _log_path(mirror).stat().st_size
     except FileNotFoundError:
+        return 0
+
+
+def read_log(mirror: Mirror) -> dict[str, Entry]:
+    """Read which version of each file the mirror holds."""
+    return _appended(mirror, 0)
+
+
+def _appended(mirror: Mirror, start: int) -> dict[str, Entry]:
+    """Read the log from a byte on; lines cut off by a crash do not count."""
+    held: dict[str, Entry] = {}
+    if _log_bytes(mirror) <= start:
         return held
+    with _log_path(mirror).open("rb") as file:
+        file.seek(start)
+        lines = file.read().splitlines()
     for line in lines:
         try:
             key, size, version = json.loads(line)

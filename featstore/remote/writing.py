@@ -15,7 +15,7 @@ from featstore.errors import NotFoundError
 from featstore.files import PARTIAL, storage_errors
 from featstore.remote.client import Entry, client_of
 from featstore.remote.location import Mirror, find_mirror
-from featstore.remote.mirror import append_log
+from featstore.remote.mirror import append_log, write_lock
 
 _NUMBERED = re.compile(r"(?!.*/ledger/).*\d+\.parquet")
 
@@ -35,8 +35,9 @@ def sent_first(mirror: Mirror, path: Path, data: bytes | memoryview) -> Iterator
     key, whole = mirror.key(path), bytes(data)
     is_new = _NUMBERED.fullmatch(key) is not None
     version = client_of(mirror.remote).write(key, whole, is_new=is_new)
-    yield
-    append_log(mirror, Entry(key=key, size=len(whole), version=version))
+    with write_lock(mirror):
+        yield
+        append_log(mirror, Entry(key=key, size=len(whole), version=version))
 
 
 def move_shard(mirror: Mirror, partial: Path, path: Path) -> None:

@@ -238,7 +238,7 @@ def _columns(one: Outcome) -> dict[str, Any]:
 
 def _outcome(line: Mapping[str, Any]) -> Outcome:
     # Cells of before worse boxes were measured have no such columns.
-    jittered = {name: line.get(f"jittered/{name}") for name in _OF_JITTERED}
+    jittered: dict[str, Any] = {name: line.get(f"jittered/{name}") for name in _OF_JITTERED}
     return Outcome(
         jittered=None if None in jittered.values() else Jittered(**jittered),
         **{**{name: line[name] for name in _OF_OUTCOME}, "places": tuple(line["places"])},

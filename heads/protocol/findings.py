@@ -180,12 +180,12 @@ def _baselines(findings: Findings) -> Iterator[str]:
     adapted = findings.summary(MAIN, TOKEN, MEAN, findings.headline)
     if adapted is not None:
         count = len(adapted.identities)
-        unsure = count - adapted.n_better_shared - adapted.n_worse_shared
+        unsure = count - adapted.n_better_nearest - adapted.n_worse_nearest
         yield (
-            "Over that one token for all, which knows nothing of the identity, the adapted "
-            f"token's RMSE ({_number(adapted.rmse)}) is lower with an interval above zero for "
-            f"{adapted.n_better_shared} of {count} identities, higher for "
-            f"{adapted.n_worse_shared}, and neither is resolved for {unsure}."
+            "What labels of the identity add to its looks: the adapted token's RMSE "
+            f"({_number(adapted.rmse)}) is below that of the trained identity most alike for "
+            f"{adapted.n_better_nearest} of {count} identities, above it for "
+            f"{adapted.n_worse_nearest}, and within its 95 % interval for {unsure}."
         )
 
 

@@ -140,8 +140,8 @@ def _summary_metrics(findings: Findings) -> Iterator[dict[str, Any]]:
             "rmse_reduction_share": one.relative,
             "better": one.n_better,
             "worse": one.n_worse,
-            "better_than_shared": one.n_better_shared,
-            "worse_than_shared": one.n_worse_shared,
+            "better_than_nearest": one.n_better_nearest,
+            "worse_than_nearest": one.n_worse_nearest,
             "ties": one.n_ties,
             "rmse_ratio": one.ratio,
             "pck_recovery": one.pck_recovery,
@@ -172,8 +172,8 @@ def _values(line: Line) -> dict[str, dict[str, float | None]]:
         found["rmse_reduction"] = line.against_base.reduction
         found["rmse_reduction_share"] = line.against_base.relative
         found["mean_reduction"] = line.against_base.mean_reduction
-    if line.against_shared is not None:
-        found["shared_reduction"] = line.against_shared.reduction
+    if line.against_nearest is not None:
+        found["nearest_reduction"] = line.against_nearest.reduction
     if line.pck_gain is not None:
         found["pck_gain"] = line.pck_gain
     if line.against_decoder is not None:
@@ -216,5 +216,5 @@ def _flat(line: Line) -> dict[str, Any]:
 _COLUMNS = (
     "rmse", "pck@0.05", "pck@0.05u", "pck@0.05box", "oks_ap", "jittered_rmse",
     "jittered_pck@0.05", "rmse_reduction", "rmse_reduction_share", "mean_reduction",
-    "shared_reduction", "pck_gain", "rmse_ratio", "pck_recovery", "recovery",
+    "nearest_reduction", "pck_gain", "rmse_ratio", "pck_recovery", "recovery",
 )  # fmt: skip

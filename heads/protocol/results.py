@@ -14,7 +14,7 @@ from heads.metrics.keypoints import similarity_precision
 from heads.protocol.cells import READINGS, Cell
 from heads.protocol.design import Shots
 from heads.protocol.pareto import Point
-from heads.protocol.plan import MAIN, SHARED, TOKEN, Way
+from heads.protocol.plan import MAIN, NEAREST, TOKEN, Way
 from heads.protocol.statistics import Comparison, Estimate, Resamples, share_of
 
 DECODER = "decoder"
@@ -40,7 +40,7 @@ class Line:
     oks_ap: float | None = None  # None: not known
     jittered: Mapping[str, float] | None = None  # rmse and `PCK` under worse boxes
     against_base: Comparison | None = None  # the mean token as it is
-    against_shared: Comparison | None = None  # one token for all trained identities
+    against_nearest: Comparison | None = None  # the token of the trained identity most alike
     pck_gain: Estimate | None = None  # of `PCK`, over the base's
     against_decoder: Comparison | None = None  # fine-tuned on the same images
     pck_recovery: float = math.nan  # PCK as a share of the decoder's
@@ -61,8 +61,8 @@ class Summary:
     relative: float  # reduction of the RMSE as a share of the base's, averaged
     n_better: int  # intervals of the reduction above 0
     n_worse: int  # below 0
-    n_better_shared: int  # intervals of the reduction of the shared token's RMSE above 0
-    n_worse_shared: int  # below 0
+    n_better_nearest: int  # intervals of the reduction of the nearest token's RMSE above 0
+    n_worse_nearest: int  # below 0
     n_reductions: int  # at least 15 % off the base's RMSE
     n_ties: int  # at most 15 % above the decoder's RMSE
     ratio: float  # of the RMSE to the decoder's, averaged; NaN without it
@@ -141,9 +141,9 @@ class _Identity:
         if base is not None and base is not cell:
             found["against_base"] = draws.compare(base.errors(), errors)
             found["pck_gain"] = draws.difference(base.hits(PCK), cell.hits(PCK))
-        shared = self._cells.get(Way(variant=MAIN, mode=TOKEN, init=SHARED, shots=0))
-        if shared is not None and way.variant == MAIN and shared is not cell:
-            found["against_shared"] = draws.compare(shared.errors(), errors)
+        alike = self._cells.get(Way(variant=MAIN, mode=TOKEN, init=NEAREST, shots=0))
+        if alike is not None and way.variant == MAIN and alike is not cell:
+            found["against_nearest"] = draws.compare(alike.errors(), errors)
         best = self._cells.get(Way(variant=MAIN, mode=DECODER, init=MEAN, shots=way.shots))
         if best is not None and best is not cell and len(best.outcomes) == len(cell.outcomes):
             found["against_decoder"] = draws.compare(best.errors(), errors)
@@ -185,7 +185,7 @@ def summarise(lines: Sequence[Line]) -> list[Summary]:
 def _summary(way: Way, lines: Sequence[Line]) -> Summary:
     bases = [line.against_base for line in lines if line.against_base is not None]
     bests = [line.against_decoder for line in lines if line.against_decoder is not None]
-    shared = [line.against_shared for line in lines if line.against_shared is not None]
+    alike = [line.against_nearest for line in lines if line.against_nearest is not None]
     recoveries = [line.recovery.value for line in lines if line.recovery is not None]
     known = [line.oks_ap for line in lines if line.oks_ap is not None]
     worse = [line.jittered for line in lines if line.jittered is not None]
@@ -200,8 +200,8 @@ def _summary(way: Way, lines: Sequence[Line]) -> Summary:
         relative=_mean(each.relative.value for each in bases),
         n_better=sum(each.reduction.sign > 0 for each in bases),
         n_worse=sum(each.reduction.sign < 0 for each in bases),
-        n_better_shared=sum(each.reduction.sign > 0 for each in shared),
-        n_worse_shared=sum(each.reduction.sign < 0 for each in shared),
+        n_better_nearest=sum(each.reduction.sign > 0 for each in alike),
+        n_worse_nearest=sum(each.reduction.sign < 0 for each in alike),
         n_reductions=sum(each.is_reduction for each in bases),
         n_ties=sum(each.is_tie for each in bests),
         ratio=_mean(each.ratio.value for each in bests),

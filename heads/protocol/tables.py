@@ -47,7 +47,7 @@ def ways_table(findings: Findings) -> str:
     ]
     titles = (
         "trained", "images", "numbers", f"RMSE {_LESS}", "reduction", "better / worse / of",
-        "than shared",
+        "than nearest",
         *(f"{reading.removeprefix('pck@')} {_MORE}" for reading in READINGS),
         f"OKS-AP {_MORE}", "RMSE ratio", "PCK ratio", "ties",
     )  # fmt: skip
@@ -75,7 +75,9 @@ def _way_row(one: Summary) -> list[Any]:
         number(one.rmse, 4),
         dash if is_base else percent(one.relative),
         dash if is_base else _counts(one.n_better, one.n_worse, count),
-        dash if one.way.init == SHARED else _counts(one.n_better_shared, one.n_worse_shared, count),
+        dash
+        if one.way.init == NEAREST
+        else _counts(one.n_better_nearest, one.n_worse_nearest, count),
         *(number(one.pck[reading]) for reading in READINGS),
         number(one.oks_ap),
         dash if is_alone else number(one.ratio, 2),

@@ -130,7 +130,7 @@ def test_answers_without_a_label_are_those_of_trained_tokens(store, done):
             who = line["identity"]
             assert line["rmse"] == pytest.approx(rmse(who, nearest(who)), rel=1e-5)
     assert {line["init"] for line in lines} == {"mean", "shared", "nearest", "best"}
-    compared = {line["shots"] for line in lines if line["shared_reduction"] is not None}
+    compared = {line["shots"] for line in lines if line["nearest_reduction"] is not None}
     assert compared == {"0", "2"}
 
 
