@@ -55,19 +55,31 @@ def occupied(folder: FeatureSetFolder, removed: np.ndarray) -> list[Occupancy]:
     stops = np.searchsorted(shards, touched, "right")
     if not len(touched):
         return []
-    committed, rejected = read_rejections(folder, list(folder.taps))
+    stored = _Stored(folder)
     found = []
     for shard, start, stop in zip(touched.tolist(), starts, stops, strict=True):
         own, is_gone = rows[start:stop], is_removed[start:stop]
         is_live = np.zeros(len(own), bool)
-        for tap, shards in committed.items():
-            if shard in shards:
-                lines = rejected.get((tap, shard), ())
-                is_live |= ~np.isin(own, [line["row"] for line in lines])
+        for tap in folder.taps:
+            is_live |= stored.are_stored(tap, shard, own)
         found.append(
             Occupancy(shard=shard, rows=own, is_removed=is_gone, is_live=is_live & ~is_gone)
         )
     return found
+
+
+class _Stored:
+    """Which rows the ledgers have, without a look into those that the index knows."""
+
+    def __init__(self, folder: FeatureSetFolder) -> None:
+        self._committed, self._rejected = read_rejections(folder, list(folder.taps))
+
+    def are_stored(self, tap: str, shard: int, rows: np.ndarray) -> np.ndarray:
+        """Tell which of a shard's assigned rows are stored for a tap: bool."""
+        if shard not in self._committed.get(tap, ()):
+            return np.zeros(len(rows), bool)
+        lines = self._rejected.get((tap, shard), ())
+        return ~np.isin(rows, [line["row"] for line in lines])
 
 
 def stored_rows(folder: FeatureSetFolder, tap: str, shard: int, rows: np.ndarray) -> np.ndarray:
@@ -114,6 +126,7 @@ def removed_bytes(folder: FeatureSetFolder, removed: np.ndarray) -> tuple[int, i
         rows in the other shards, which `compact` frees.
     """
     whole = part = 0
+    stored = _Stored(folder)
     for one in occupied(folder, removed):
         if one.is_empty:
             whole += sum(path.stat().st_size for path in files_to_free(folder, one))
@@ -121,7 +134,8 @@ def removed_bytes(folder: FeatureSetFolder, removed: np.ndarray) -> tuple[int, i
         for tap, shape in folder.taps.items():
             if shape.grid is None:
                 continue  # its rows share one chunk
-            n_stored = int(stored_rows(folder, tap, one.shard, one.rows[one.is_removed]).sum())
+            rows = one.rows[one.is_removed]
+            n_stored = int(stored.are_stored(tap, one.shard, rows).sum())
             size = shape.bytes_per_row(folder.store_dtype.itemsize) + CRC_BYTES * len(shape.arrays)
             part += n_stored * size
     return whole, part

@@ -85,9 +85,9 @@ STEPS: tuple[Callable[..., tuple[Path, set[str]]], ...] = (
 
 
 @settings(
-    deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(1, N)), min_size=3, max_size=6))
+@given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(1, N)), min_size=3, max_size=5))
 def test_any_sequence_of_steps_leaves_what_a_dict_would(tmp_path, truth, steps):
     folder = tmp_path / str(next(fresh))
     folder.mkdir()
