@@ -49,9 +49,11 @@ class Proxy(http.server.ThreadingHTTPServer):
             # Only objects have a checksum: a flipped byte of a list is nobody's to find.
             is_object = method == "GET" and "list-type" not in path
             fitting = [k for k in self.turns if is_object or k not in ("truncated", "corrupted")]
-            kind = fitting[0] if fitting else "500"
-            if fitting:  # each in its turn, so that none is left out by chance
-                self.turns.append(self.turns.pop(self.turns.index(kind)))
+            if not fitting:
+                return ""
+            kind = fitting[0]
+            # Each in its turn, so that none is left out by chance.
+            self.turns.append(self.turns.pop(self.turns.index(kind)))
             self.faults[kind] += 1
             return kind
 

@@ -31,6 +31,7 @@ from featstore.files import remove_file, write_bytes
 from featstore.remote.client import Client, client_of
 from featstore.remote.location import find_mirror, parse_url
 from featstore.remote.mirror import synchronise
+from featstore.rows import RowReader
 from featstore.store import locate
 from featstore.types import TapShape
 from featstore.verify import verify
@@ -505,11 +506,21 @@ def test_a_refusal_tells_how_to_sign(s3):
         locate("s3://bucket/refused")
 
 
+def test_what_was_read_is_not_expected_again(s3, shared_url):
+    features = featstore.open(shared_url).feature_set()
+    reader = RowReader(features.folder, "norm")
+    s3.behave()
+    for expected, row in [(4, 0), (8, 5)]:
+        reader.expect(np.arange(expected))
+        reader.read_into(np.array([row]), reader.empty(1))
+    ranges = [asked for asked in s3.shard_requests() if not asked.startswith("bytes=-")]
+    row_bytes = CHUNK + 4
+    assert ranges == [f"bytes=0-{4 * row_bytes - 1}", f"bytes={4 * row_bytes}-{8 * row_bytes - 1}"]
+
+
 def test_threads_that_want_neighbours_ask_once(s3, shared_url):
     features = featstore.open(shared_url).feature_set()
     s3.behave()
-    from featstore.rows import RowReader
-
     reader = RowReader(features.folder, "norm")
     reader.expect(np.arange(8))
     outs = [reader.empty(1) for _ in range(8)]
