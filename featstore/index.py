@@ -36,6 +36,7 @@ _LOCK_WAIT_S = 600.0
 _SAMPLES_TIMEOUT_S = 600.0
 _SPARSE = 64  # row numbers of more than so many times their count are sorted, not marked
 _ATTEMPTS = 10  # at a list of files of which none is removed before it is read
+_FOLD_MEMORY = "4GB"
 _SETTINGS = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -125,14 +126,16 @@ def peek(
     """Answer questions from the index as it is, behind the files or not, and fold nothing.
 
     Returns:
-        A table each, all of one state of the index; None if there is none that can be read.
+        A table each, all of one state of the index, where temporary tables may be made; None if
+        there is no index that can be read.
     """
     con, _ = _open_folded(open_folder(Path(store_path)).index_path)
     if con is None:
         return None
     with contextlib.closing(con):
         try:
-            return [con.sql(sql, params=dict(values)).to_arrow_table() for sql, values in questions]
+            answers = [con.sql(sql, params=dict(values) or None) for sql, values in questions]
+            return [answer.to_arrow_table() for answer in answers]
         except duckdb.Error:
             return None
 
@@ -379,6 +382,7 @@ def _fold_into_copy(store: StoreFolder, path: Path, copy: Path, found: Scan, fol
 
 def _write(store: StoreFolder, copy: Path, found: Scan, folded: Files | None) -> None:
     with contextlib.closing(_attach(copy, is_locked=False)) as con:
+        con.execute(f"set memory_limit = '{_FOLD_MEMORY}'")  # beyond it, DuckDB uses the disk
         con.execute("begin")
         if folded is None:
             con.execute(_SCHEMA)

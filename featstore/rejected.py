@@ -12,13 +12,19 @@ from featstore.ledger import read_ledger
 from featstore.sql.scan import Stamp, ledger_stamps
 from featstore.store import FeatureSetFolder
 
-_REJECTED = """
-select ledger.tap, ledger.shard, ledger."row", rows.image_key, rows.crop, rows."view",
-    ledger.reason, ledger.pixel_hash
+# In a table of its own, their number is known: DuckDB would join them the wrong way round.
+_BAD = """
+create temp table bad as
+select feature_set, tap, shard, "row", reason, pixel_hash
 from ledger
+where feature_set = $key and status <> 'ok'
+"""
+_REJECTED = """
+select bad.tap, bad.shard, bad."row", rows.image_key, rows.crop, rows."view", bad.reason,
+    bad.pixel_hash
+from bad
 inner join rows using (feature_set, "row")
-where ledger.feature_set = $key and ledger.status <> 'ok'
-order by ledger.tap, ledger."row"
+order by bad.tap, bad."row"
 """
 _FOLDED = """
 select path, mtime_ns, size from folded where starts_with(path, $folder) order by path
@@ -60,11 +66,11 @@ def _from_index(folder: FeatureSetFolder) -> tuple[dict[str, Stamp], list[Mappin
     parent = f"feature_sets/{folder.key}/ledger/"
     asked = index.peek(
         folder.path.parent.parent,
-        [(_FOLDED, {"folder": parent}), (_REJECTED, {"key": folder.key})],
+        [(_FOLDED, {"folder": parent}), (_BAD, {"key": folder.key}), (_REJECTED, {})],
     )
     if asked is None:
         return {}, []
-    folded, lines = asked
+    folded, _, lines = asked
     columns = (folded[name].to_pylist() for name in ("path", "mtime_ns", "size"))
     stamps = {
         path[len(parent) :]: (mtime_ns, size) for path, mtime_ns, size in zip(*columns, strict=True)

@@ -13,6 +13,7 @@ from featstore.ledgers import check_stored, ledgers_of, listed
 from featstore.store import FeatureSetFolder
 
 _FEW_LEDGERS = 64
+_SPARSE = 64  # rows up to so many times their count are marked, others searched for
 _LEDGER = """
 select "row", status = 'ok' as is_ok
 from ledger
@@ -40,14 +41,14 @@ def select_rows(
     rows = index.sample_rows(_store_path(folder), where, folder.key)
     for tap in _taps(names):
         known, is_ok = _ledger(folder, tap)
-        lacking = rows[~np.isin(rows, known, assume_unique=True)]
+        lacking = rows[~_is_in(rows, known)]
         if len(lacking):
             raise NotFoundError(
                 f"Tap {tap} of feature set {folder.key} is not extracted for {len(lacking)} of "
                 f"the selected rows (the first is {lacking[0]}). Run `featstore extract` again to "
                 "complete them, or narrow `where`."
             )
-        rows = rows[np.isin(rows, known[is_ok], assume_unique=True)]
+        rows = rows[_is_in(rows, known[is_ok])]
     if not len(rows):
         chosen = "No stored row" if where is None else f"No stored row with {where}"
         raise NotFoundError(f"{chosen} in feature set {folder.key}. See `featstore ls`.")
@@ -70,7 +71,7 @@ def check_rows(folder: FeatureSetFolder, names: Sequence[str], rows: np.ndarray)
             check_stored(folder, tap, rows)
             continue
         known, is_ok = _ledger(folder, tap)
-        lacking = np.unique(rows[~np.isin(rows, known[is_ok])])
+        lacking = np.unique(rows[~_is_in(rows, known[is_ok])])
         if len(lacking):
             raise NotFoundError(
                 f"{len(lacking)} of the rows are not stored for tap {tap} in feature set "
@@ -91,6 +92,16 @@ def as_rows(rows: Sequence[int] | np.ndarray) -> np.ndarray:
     if array.size and (array.min() < 0 or array.max() >= 2**63):
         raise invalid("rows", int(array.min()), "row numbers, 0 or more")
     return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _is_in(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Tell which rows are known; they lie dense, so a mark for each is enough."""
+    n_marks = int(rows.max()) + 1 if len(rows) else 0
+    if n_marks > _SPARSE * len(rows):
+        return np.isin(rows, known)
+    marks = np.zeros(n_marks, bool)
+    marks[known[known.view(np.uint64) < n_marks]] = True
+    return marks[rows]
 
 
 def _store_path(folder: FeatureSetFolder) -> Path:

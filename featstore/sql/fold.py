@@ -17,7 +17,7 @@ from featstore import items, ledger
 from featstore.errors import FormatError, NotFoundError
 from featstore.sql.read import read_json, read_parts, read_table
 from featstore.sql.runs import fold_runs
-from featstore.sql.samples import bring_up_to_date
+from featstore.sql.samples import bring_up_to_date, make
 from featstore.sql.scan import Files, Vanished
 from featstore.store import ASSIGNMENT_SCHEMA, StoreFolder, read_attributes
 from featstore.taps import tap_folder
@@ -53,6 +53,7 @@ class Fold:
         self.store = store
         self.found = found
         self.known = folded.keys()
+        self.is_fresh = not folded  # then everything is new, and nothing is noted
         self.stale = {path for path, stamp in folded.items() if found.get(path) != stamp}
         self.new = {path for path, stamp in found.items() if folded.get(path) != stamp}
 
@@ -75,7 +76,10 @@ class Fold:
         self._assignments([path for path in sets if path.split("/")[2] == "assignments"])
         self._ledgers(sorted(ledgers))
         self._tombstones([path for path in sets if path.split("/")[2] == "tombstones"])
-        bring_up_to_date(self.con)
+        if self.is_fresh:
+            make(self.con)
+        else:
+            bring_up_to_date(self.con)
         present = {path.split("/")[1] for path in self.found if path.startswith("runs/")}
         fold_runs(self.con, self.store, _second_parts(self._changed("runs")), present)
         self._remember()
@@ -103,6 +107,17 @@ class Fold:
             self.con.execute(sql, parameters)
         finally:
             self.con.unregister("given")
+
+    def _note(
+        self, sql: str, given: pa.Table | None = None, parameters: dict[str, object] | None = None
+    ) -> None:
+        """Run a statement that writes down images whose lines may change."""
+        if self.is_fresh:
+            return
+        if given is None:
+            self.con.execute(sql, parameters)
+        else:
+            self._execute(sql, given, parameters)
 
     def _insert(self, table: str, given: pa.Table) -> None:
         self._execute(f"insert into {table} by name from given", given)
@@ -150,7 +165,7 @@ class Fold:
             for _, table in self._parts([path], items.SCHEMA):
                 sql = "insert into items by name select $dataset as dataset, * from given"
                 self._execute(sql, table, dict(parameters))
-                self._execute("insert into remade select image_key from given", table)
+                self._note("insert into remade select image_key from given", table)
 
     def _feature_set(self, key: str) -> set[str]:
         """Fold what is recorded of a feature set; give the ledgers of taps that came or went."""
@@ -196,7 +211,7 @@ class Fold:
                 table,
                 {"key": key, "n": int(Path(path).stem), "size": size},
             )
-            self._execute("insert into remade select distinct image_key from given", table)
+            self._note("insert into remade select distinct image_key from given", table)
 
     def _ledgers(self, paths: Sequence[str]) -> None:
         names = ("feature_set", "folder", "shard")
@@ -208,7 +223,7 @@ class Fold:
             """,
             _columns([_unit(path) for path in paths if path in self.known], names),
         )
-        self._execute(
+        self._note(
             """
             insert into touched
             select distinct image_key
@@ -236,14 +251,14 @@ class Fold:
     def _tombstones(self, paths: Sequence[str]) -> None:
         for path in paths:
             parameters = {"key": path.split("/")[1], "file": Path(path).name}
-            self.con.execute(_TOUCH_BURIED, parameters)
+            self._note(_TOUCH_BURIED, parameters=dict(parameters))
             self.con.execute(
                 "delete from tombstones where feature_set = $key and file = $file", parameters
             )
             for _, table in self._parts(self._present([path]), TOMBSTONE_SCHEMA):
                 sql = 'insert into tombstones select $key, $file, "row" from given'
                 self._execute(sql, table, dict(parameters))
-            self.con.execute(_TOUCH_BURIED, parameters)
+            self._note(_TOUCH_BURIED, parameters=dict(parameters))
 
 
 def _second_parts(paths: Iterable[str]) -> list[str]:

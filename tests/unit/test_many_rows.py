@@ -19,6 +19,7 @@ from featstore.ledger import read_ledger
 from featstore.lines import Assigned, n_assigned_rows
 from featstore.order import argsort_keys, draw_keys, order_rows
 from featstore.plan import RunOptions
+from featstore.select import _is_in
 from featstore.sql import scan
 from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder, StoreFolder
 from tests.fakes import FakeReader, fake_extract, fake_plan
@@ -240,3 +241,17 @@ def spy(function, looked):
         return function(folder, *arguments)
 
     return call
+
+
+@pytest.mark.parametrize(
+    ("rows", "known"),
+    [
+        (draw_keys(500, 1).astype(np.int64) % 700 + 700, draw_keys(700, 2).astype(np.int64) % 999),
+        (np.arange(9), np.array([-1, 4, 10**9])),
+        (np.array([3, 2**40]), np.array([2**40])),
+        (np.arange(0), np.array([1])),
+        (np.array([3]), np.arange(0)),
+    ],
+)
+def test_marks_find_what_isin_finds(rows, known):
+    assert _is_in(rows, known).tolist() == np.isin(rows, known).tolist()
