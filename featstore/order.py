@@ -24,7 +24,9 @@ Shuffle = bool | str
 
 def draw_keys(n: int, *entropy: int) -> np.ndarray:
     """Draw n uint64 numbers that depend on `entropy` only."""
-    return np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(n).astype(np.uint64)
+    return (
+        np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(n).astype(np.uint64, copy=False)
+    )
 
 
 def permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
