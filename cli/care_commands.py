@@ -139,7 +139,7 @@ def gc(targets: bool, dry_run: bool, store_path: Path, as_json: bool) -> None:
 
     report = collect(store_path, dry_run=dry_run, targets=targets)
     for key in report.busy:
-        say(f"Left feature set {key} alone: another process is writing it.")
+        say(f"Left alone what another process is writing in {key}.")
     _show_removed(report, dry_run=dry_run, noun="file", as_json=as_json)
 
 
