@@ -176,21 +176,12 @@ def make_setup(
     options["head"] = asdict(head.options)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *told, *_apply_norm(model, features, request.tap_norm, device)]
-    pairs = (*selection.train, *selection.val)
-    job = TargetJob(
-        task=task_name,
-        settings=options["task"],
-        output_hw=head.output_hw,
-        feature_set=features.key,
-        pairs=pairs,
-        placements=features.placements(sorted({pair.row for pair in pairs})),
-        labels=labels,
-    )
+    job = _target_job(task_name, options["task"], head, features, selection, labels)
     targets = prepare_targets(targets_path, job, task, progress=progress)
     task.fit_to(targets)
     if task.criterion is not None:
         task.criterion.to(device)
-    names_of = {pair.key: _shown_name(pair) for pair in pairs}
+    names_of = {pair.key: _shown_name(pair) for pair in job.pairs}
     selection = _without_bad_labels(selection, targets)
     _start(head, task, targets, selection)
     recipe = _recipe(request, model, selection, LoopOptions(**options["loop"]))
@@ -218,6 +209,26 @@ def make_setup(
         record=record,
         left_out={names_of[key]: reason for key, reason in sorted(targets.left_out.items())},
         messages=tuple(messages),
+    )
+
+
+def _target_job(
+    task_name: str,
+    settings: Mapping[str, Any],
+    head: Head,
+    features: FeatureSet,
+    selection: Selection,
+    labels: LabelSource,
+) -> TargetJob:
+    pairs = (*selection.train, *selection.val)
+    return TargetJob(
+        task=task_name,
+        settings=settings,
+        output_hw=head.output_hw,
+        feature_set=features.key,
+        pairs=pairs,
+        placements=features.placements(sorted({pair.row for pair in pairs})),
+        labels=labels,
     )
 
 
