@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from featstore.datasets.instances import box_of_spec
 from featstore.items import read_dataset
+from featstore.lines import read_columns
 from featstore.remote.location import shown
 from featstore.version import __version__
 from heads.base import Head
@@ -39,14 +40,19 @@ def what_is_read(
         "head_taps": [shape.tap for shape in model.taps],
         "tap_shapes": [shape_to_json(shape) for shape in dict.fromkeys(model.taps)],
         "normed_taps": list(model.normed_taps),
-        "boxes_shown": boxes_shown(store, pairs),
+        "boxes_shown": boxes_shown(features, [pair.row for pair in pairs]),
     }
 
 
-def boxes_shown(store: Store, pairs: Iterable[Pair]) -> list[str]:
-    """List what images of animals show, each once: scales of boxes, or "image", as readers say."""
-    names = sorted({pair.dataset for pair in pairs})
-    found = {box_of_spec(read_dataset(store.folder, name)["spec"]) for name in names}
+def boxes_shown(features: FeatureSet, rows: Sequence[int]) -> list[str]:
+    """List what images of animals show, each once: scales of boxes, or "image", as readers say.
+
+    The data set that the images were extracted from decides it, not the one that labels them.
+    """
+    assigned = read_columns(features.folder, ["row", "dataset"])
+    is_read = np.isin(assigned["row"].to_numpy(), np.asarray(rows, np.int64))
+    names = assigned["dataset"].filter(is_read).unique().to_pylist()
+    found = {box_of_spec(read_dataset(features.store.folder, name)["spec"]) for name in names}
     return sorted(each for each in found if each is not None)
 
 

@@ -176,7 +176,9 @@ def make_setup(
     options["head"] = asdict(head.options)
     model = Model(head=head.to(device), task=task, taps=shapes, norm=None)
     messages = [*selection.messages, *told, *_apply_norm(model, features, request.tap_norm, device)]
-    job = _target_job(task_name, options["task"], head, features, selection, labels)
+    job = _target_job(
+        task_name, options["task"], head, features, selection=selection, labels=labels
+    )
     targets = prepare_targets(targets_path, job, task, progress=progress)
     task.fit_to(targets)
     if task.criterion is not None:
@@ -217,6 +219,7 @@ def _target_job(
     settings: Mapping[str, Any],
     head: Head,
     features: FeatureSet,
+    *,
     selection: Selection,
     labels: LabelSource,
 ) -> TargetJob:

@@ -45,7 +45,7 @@ def test_views_from_the_command_line_to_flip_averaging(tmp_path, backbone):
     words = ["train", "--store", path, "--task", "depth", "--steps", 2, "--batch-size", 2]
     words += ["--set", "queries=4", "--set", "pictures=0", "--device", "cpu"]
     trained = run(heads_app, *words, "--set", "views=one")
-    with pytest.raises(NotFoundError, match="no stored mirror image") as raised:
+    with pytest.raises(NotFoundError, match="no stored view hflip") as raised:
         heads.evaluate(trained["path"], tta="hflip", device="cpu")
     named = shlex.split(str(raised.value).split("`")[1])
     report = run(featstore, *named[1:])
