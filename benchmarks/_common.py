@@ -27,22 +27,29 @@ SHARD_ROWS = 256
 KEY = "0123456789abcdef"
 
 
-def make_feature_set(
-    path: Path, shapes: Sequence[TapShape], n_rows: int
+def make_empty(
+    path: Path, shapes: Sequence[TapShape], shard_rows: int
 ) -> tuple[StoreFolder, FeatureSetFolder]:
-    """Make a store with a feature set of `n_rows` assigned rows, and no array yet."""
+    """Make a store with a feature set that has no rows."""
     store = create_folder(path, library="benchmark")
     new = NewFeatureSet(
         key=KEY,
         name="noise@224",
         dtype="float16",
-        shard_rows=SHARD_ROWS,
+        shard_rows=shard_rows,
         plan=None,
         backbone={"name": "noise"},
         provenance={},
         final_norm=None,
     )
-    folder = ensure_feature_set(store, new, shapes)
+    return store, ensure_feature_set(store, new, shapes)
+
+
+def make_feature_set(
+    path: Path, shapes: Sequence[TapShape], n_rows: int
+) -> tuple[StoreFolder, FeatureSetFolder]:
+    """Make a store with a feature set of `n_rows` assigned rows, and no array yet."""
+    store, folder = make_empty(path, shapes, SHARD_ROWS)
     write_items(store, n_rows)
     write_assignment(folder, n_rows)
     return store, folder

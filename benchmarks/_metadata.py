@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import KEY
+from _common import make_empty
 
-from featstore.feature_sets import NewFeatureSet, ensure_feature_set, grow_arrays
+from featstore.feature_sets import grow_arrays
 from featstore.items import SCHEMA as ITEM_SCHEMA
 from featstore.ledger import SCHEMA as LEDGER_SCHEMA
 from featstore.order import permutation
@@ -19,7 +19,6 @@ from featstore.store import (
     ASSIGNMENT_SCHEMA,
     FeatureSetFolder,
     StoreFolder,
-    create_folder,
     placement_columns,
 )
 from featstore.types import Placement, TapShape
@@ -33,18 +32,7 @@ _HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.
 
 def make_metadata(path: Path, n_rows: int, shard_rows: int, *, n_held_back: int) -> None:
     """Make a store that looks full but for the ledgers of its last `n_held_back` shards."""
-    store = create_folder(path, library="benchmark")
-    new = NewFeatureSet(
-        key=KEY,
-        name="noise@224",
-        dtype="float16",
-        shard_rows=shard_rows,
-        plan=None,
-        backbone={"name": "noise"},
-        provenance={},
-        final_norm=None,
-    )
-    folder = ensure_feature_set(store, new, [SHAPE])
+    store, folder = make_empty(path, [SHAPE], shard_rows)
     _write_items(store, n_rows)
     order = permutation(n_rows, seed=0, epoch=0)  # as `assign` mixes them
     _write_assignment(folder, order)
