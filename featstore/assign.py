@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featstore.files import next_number, write_parquet
 from featstore.geometry import clip_box, place
 from featstore.items import FoundItem
-from featstore.lines import Assigned, Lines, n_assigned_rows
+from featstore.lines import Assigned, Lines, n_assigned_rows, publish_assignment
 from featstore.lines import RowKey as RowKey  # callers name it beside `row_key`
 from featstore.rejected import read_rejections
 from featstore.store import (
@@ -126,8 +125,7 @@ def assign(
         ],
         schema=ASSIGNMENT_SCHEMA,
     )
-    number = next_number(folder.assignment_paths())
-    write_parquet(folder.path / "assignments" / f"{number:05d}.parquet", table)
+    publish_assignment(folder, table)
 
 
 def assignment_line(framing: Framing, row: Wanted) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featstore.errors import FormatError, NotFoundError
-from featstore.files import read_parquet
+from featstore.files import next_number, read_parquet, write_parquet
 from featstore.store import ASSIGNMENT_SCHEMA, FeatureSetFolder
 
 RowKey = tuple[str, str, str]
@@ -138,6 +138,12 @@ def n_assigned_rows(folder: FeatureSetFolder) -> int:
     """Count the rows up to the last that is assigned, holes included."""
     groups = (group for path in folder.assignment_paths() for group in _groups(path))
     return max((group.last + 1 for group in groups), default=0)
+
+
+def publish_assignment(folder: FeatureSetFolder, table: pa.Table) -> None:
+    """Write an assignment under the next free number; hold the feature set's writer lock."""
+    number = next_number(folder.assignment_paths())
+    write_parquet(folder.path / "assignments" / f"{number:05d}.parquet", table)
 
 
 def read_columns(folder: FeatureSetFolder, names: Sequence[str]) -> pa.Table:

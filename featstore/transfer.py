@@ -15,10 +15,9 @@ import pyarrow as pa
 
 from featstore.claims import Claim, Claims
 from featstore.errors import FormatError
-from featstore.files import next_number, write_parquet
 from featstore.ledger import SCHEMA, read_ledger, write_ledger
 from featstore.ledgers import REMOVED, ledgers_of
-from featstore.lines import n_assigned_rows
+from featstore.lines import n_assigned_rows, publish_assignment
 from featstore.rows import RowReader
 from featstore.shard_writer import ShardFileWriter, fill_block, open_writer
 from featstore.shards import REPAIR
@@ -50,8 +49,7 @@ def add_assignment(
     table = table.cast(ASSIGNMENT_SCHEMA)
     if moved_from is not None:
         table = table.append_column(MOVED_FROM, pa.array(moved_from, pa.int64()))
-    number = next_number(folder.assignment_paths())
-    write_parquet(folder.path / "assignments" / f"{number:05d}.parquet", table)
+    publish_assignment(folder, table)
     return rows
 
 
