@@ -49,10 +49,15 @@ def boxes_shown(features: FeatureSet, rows: Sequence[int]) -> list[str]:
 
     The data set that the images were extracted from decides it, not the one that labels them.
     """
+    store = features.store
+    boxes = {
+        name: box_of_spec(read_dataset(store.folder, name)["spec"]) for name in store.datasets()
+    }
+    if not any(boxes.values()):
+        return []  # most stores: then no row needs to be looked at
     assigned = read_columns(features.folder, ["row", "dataset"])
     is_read = np.isin(assigned["row"].to_numpy(), np.asarray(rows, np.int64))
-    names = assigned["dataset"].filter(is_read).unique().to_pylist()
-    found = {box_of_spec(read_dataset(features.store.folder, name)["spec"]) for name in names}
+    found = {boxes[name] for name in assigned["dataset"].filter(is_read).unique().to_pylist()}
     return sorted(each for each in found if each is not None)
 
 

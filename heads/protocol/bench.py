@@ -118,18 +118,25 @@ class HeadBench:
         is_general = job.init in (BEST, SHARED)
         key = ("" if is_general else job.identity, job.init)
         if key not in self._made:
-            half = torch.tensor(self._designs[job.identity].support(ALL, 0))
-            seen = images.rows(half.to(self._model.device))
-            if job.init == BEST:
-                assert self._head.tokens is not None
-                self._made[key] = self._best_on_validation(self._head.tokens.detach())
-            elif job.init == SHARED:
-                self._made[key] = self._best_on_validation(self._fitted_to_trained())
-            elif job.init == NEAREST:
-                self._made[key] = self._first.nearest(seen)
-            else:
-                self._made[key] = self._first(job.init, seen, seed=0)
+            self._made[key] = (
+                self._general_token(job.init) if is_general else self._token_by_looks(job, images)
+            )
         return self._made[key]
+
+    def _general_token(self, init: str) -> Tensor:
+        """Make a token that is the same for all identities."""
+        if init == SHARED:
+            return self._best_on_validation(self._fitted_to_trained())
+        assert self._head.tokens is not None
+        return self._best_on_validation(self._head.tokens.detach())
+
+    def _token_by_looks(self, job: Job, images: Images) -> Tensor:
+        """Make a token by the images of an identity's support half, not by their labels."""
+        half = torch.tensor(self._designs[job.identity].support(ALL, 0))
+        seen = images.rows(half.to(self._model.device))
+        if job.init == NEAREST:
+            return self._first.nearest(seen)
+        return self._first(job.init, seen, seed=0)
 
     def _fitted_to_trained(self) -> list[Tensor]:
         """Fit one token to images of all trained identities, with several learning rates.
