@@ -94,8 +94,8 @@ def _show_removed_rows(report: RemovalReport, *, dry_run: bool, as_json: bool) -
         )
     if report.items_without_rows:
         say(
-            f"{count(report.items_without_rows, 'item')} of the store have no features now; they, "
-            "their labels and thumbnails stay. `featstore copy` leaves them out."
+            f"Items of the store without features now: {report.items_without_rows:,}. Their labels "
+            "and thumbnails stay; `featstore copy` leaves them out."
         )
     verb = "Would remove" if dry_run else "Removed"
     click.echo(
@@ -145,6 +145,11 @@ def compact(feature_set: str | None, min_removed: float, store_path: Path, as_js
     )
     if report.gc_bytes:
         say(f"`featstore gc` frees {size(report.gc_bytes)} once the grace period is over.")
+    if report.left_bytes:
+        say(
+            f"{size(report.left_bytes)} of removed rows stay in shards of which less than "
+            f"{min_removed:.0%} is gone; a smaller --min-removed, such as 0.01, takes these too."
+        )
 
 
 @click.command()

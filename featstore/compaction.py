@@ -60,6 +60,7 @@ class CompactReport:
     rows: int = 0  # that moved
     written_bytes: int = 0
     gc_bytes: int = 0  # that `gc` frees then, over what it would have freed before
+    left_bytes: int = 0  # of removed rows in shards of which less was removed than asked for
     feature_sets: dict[str, int] = field(default_factory=dict)  # key -> rows that moved
 
     def to_json(self) -> dict[str, Any]:
@@ -137,8 +138,9 @@ class _Compaction:
             move = self._begin(shards)
             if move is not None:
                 self._finish(move)
-        after, _ = removed_bytes(self.folder, read_tombstones(self.folder).rows)
+        after, left = removed_bytes(self.folder, read_tombstones(self.folder).rows)
         self.report.gc_bytes += max(0, after - before)
+        self.report.left_bytes += left
 
     def _locked(self) -> Any:
         return exclusive(self.lock, purpose=self.purpose, timeout_s=LOCK_WAIT_S)

@@ -268,3 +268,15 @@ def test_the_command_says_what_moved(path):
     assert "Moved 10 rows out of 3 shards" in done.stdout
     again = run(program, ["compact", "--json", "--store", str(path)])
     assert json.loads(again.stdout)["rows"] == 0
+
+
+def test_what_a_compaction_leaves_is_told_with_the_option_that_takes_it(whole, tmp_path):
+    path = tmp_path / "s.zarr"
+    shutil.copytree(whole, path)
+    remove_rows(path, "path = '00008.npy'")
+    done = CliRunner().invoke(program, ["compact", "--store", str(path)])
+    assert "Moved 0 rows" in done.stdout
+    assert "less than 30% is gone; a smaller --min-removed" in done.stderr
+    done = CliRunner().invoke(program, ["compact", "--min-removed", "0.01", "--store", str(path)])
+    assert "Moved 0 rows" not in done.stdout
+    assert "--min-removed" not in done.stderr
