@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.errors import InvalidInputError, invalid
+from featstore.errors import invalid
 from featstore.tail import TailSpec, TailWeights
 from featstore.types import TapShape
 from heads.base import HEADS, TapTokens, check_inputs
+from heads.copied_blocks import checked_tail, fill, final_tokens, tap_before
 from heads.stages import StagedHead
 from heads.vit_block import Tail
 from heads.vit_split_prior import (
@@ -117,7 +118,7 @@ class VitSplit(StagedHead):
             self.prior = PriorNet(taps[: self._n_prior], chosen)
             width = self.prior.width
         if chosen.n_copied:
-            self.tail = Tail(_checked_tail(tail, taps[-1], chosen.kt))
+            self.tail = Tail(checked_tail(tail, taps[-1], chosen.kt, option="kt"))
             width = self._join(width, taps[-1].dim)
         self.build_stage(chosen.stage, width, n_outputs)
 
@@ -161,14 +162,8 @@ class VitSplit(StagedHead):
 
     def _task(self, tokens: TapTokens) -> Tensor:
         """Give (batch, dim, rows, columns) of the copied blocks, zeros where padded."""
-        n_prefix = self.tail.spec.n_prefix
-        given = 0 if tokens.prefix is None else tokens.prefix.shape[1]
-        if given != n_prefix:
-            raise invalid("prefix tokens", given, f"the {n_prefix} that the copied blocks read")
-        parts = [tokens.patch] if tokens.prefix is None else [tokens.prefix, tokens.patch]
-        final_btd = self.tail(torch.cat(parts, dim=1), tokens.grid)[:, n_prefix:]
-        if tokens.valid is not None:
-            final_btd = final_btd.masked_fill(~tokens.valid[:, :, None], 0.0)
+        final = final_tokens(self.tail, tokens)
+        final_btd = final.filled(final.patch.dtype)
         return final_btd.mT.reshape(final_btd.shape[0], -1, *tokens.grid)
 
     @property
@@ -182,8 +177,7 @@ class VitSplit(StagedHead):
 
     def fill_tail(self, weights: TailWeights) -> None:
         """Begin with the backbone's own blocks."""
-        tensors = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
-        self.tail.load_state_dict(tensors)
+        fill(self.tail, weights)
 
     def learned(self) -> dict[str, Any]:
         """Give the weights of the prior's gate."""
@@ -217,25 +211,5 @@ class VitSplit(StagedHead):
         n_copied = cls.n_tail_blocks(options)
         if not n_copied:
             return ()
-        if depth is None:
-            raise InvalidInputError(
-                "The head vit_split copies the last blocks of a ViT, and these features come from "
-                "a net of stages or were imported. Use --head vit_split_prior."
-            )
-        if n_copied >= depth:
-            raise invalid("kt", n_copied, f"from 1 to {depth - 1}, as the backbone has {depth}")
-        return (f"block:{depth - n_copied - 1}",)
-
-
-def _checked_tail(tail: TailSpec | None, tap: TapShape, n_blocks: int) -> TailSpec:
-    """Refuse a tail of other blocks than the tap and the options say.
-
-    Raises:
-        InvalidInputError: There is none, or it is of other blocks.
-    """
-    wanted = (tap.tap, n_blocks, tap.dim, tap.n_prefix)
-    given = None if tail is None else (tail.input_tap, tail.n_blocks, tail.dim, tail.n_prefix)
-    if tail is None or given != wanted:
-        expected = f"the blocks after the last tap, with its width and prefix tokens: {wanted}"
-        raise invalid("tail", given, expected, hint="Choose another --set kt.")
-    return tail
+        hint = "Use --head vit_split_prior."
+        return (tap_before(n_copied, depth=depth, head="vit_split", option="kt", hint=hint),)
