@@ -2,6 +2,8 @@
 
     python benchmarks/identity.py
     python benchmarks/identity.py --images 1200 --train-steps 600 --seeds 3 --worlds planted
+    python benchmarks/identity.py --backbone dinov2_s --tap block:10 --tail 1 --image-size 112 \
+        --modes token decoder lora lora:where=tail bitfit:where=tail --variants --worlds planted
 
 Extracts `creatures` once: identities that look alike and differ in where they mark keypoints. Runs
 the identity protocol on these conventions ("planted"), on the same pictures with conventions dealt
@@ -53,6 +55,7 @@ def extract(store: Path, args: argparse.Namespace) -> float:
         weights=args.weights,
         image_size=(args.image_size, args.image_size),
         taps=[args.tap],
+        tail=args.tail,
         data=[spec(args, "planted")],
         progress=tell,
     )
@@ -69,9 +72,11 @@ def plan_of(args: argparse.Namespace, world: str) -> Plan:
         validation=names[0],
         shots=tuple(args.shots),
         modes=tuple(args.modes),
+        inits=tuple(args.inits),
         variants=dict(map(parse_variant, variants)),
         n_seeds=args.seeds,
         n_tuning_seeds=args.tuning_seeds,
+        lr_factors=tuple(args.lr_factors),
         steps=args.steps,
     )
 
@@ -80,8 +85,10 @@ def asked_of(args: argparse.Namespace, world: str) -> dict[str, Any]:
     """Say how the heads are trained."""
     options = {"metric_images": 0, "checks": 5, "patience": 0, "schedule": "cosine"}
     options |= dict(pair.split("=", 1) for pair in args.set)
+    if args.tail:
+        options["tail_blocks"] = args.tail
     return {
-        "taps": [args.tap],
+        "taps": [] if args.tail else [args.tap],
         # The stored labels are planted; others are joined to the same pictures.
         "data": None if world == "planted" else spec(args, world),
         "steps": args.train_steps,
@@ -204,6 +211,12 @@ def main() -> None:
     parser.add_argument("--weights", default=None)
     parser.add_argument("--tap", default="stage:3")
     parser.add_argument(
+        "--tail",
+        type=int,
+        default=0,
+        help="last blocks of a ViT between the tap, the block before them, and the decoder",
+    )
+    parser.add_argument(
         "--store",
         type=Path,
         default=None,
@@ -212,6 +225,8 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", default=["planted", "shuffled"])
     parser.add_argument("--variants", nargs="*", default=["film", "no_margin"])
     parser.add_argument("--modes", nargs="+", default=["token", "decoder"])
+    parser.add_argument("--inits", nargs="+", default=["mean"])
+    parser.add_argument("--lr-factors", type=float, nargs="+", default=[0.1, 0.3, 1, 3])
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 20])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuning-seeds", type=int, default=2)

@@ -60,7 +60,9 @@ class Shots(click.ParamType[int | str]):
     show_default=True,
     metavar="MODE",
     help="What is trained: token, token+norms, token+queries, token+output, decoder, or a method "
-    "such as lora, lora:rank=4, bitfit, ia3, adaptformer, prompts, alone or after token+.",
+    "such as lora, lora:rank=4, bitfit, ia3, adaptformer, prompts, alone or after token+; "
+    "lora:where=tail (or both) reaches into the backbone's last blocks that a head trained with "
+    "--set tail_blocks=N reads through.",
 )
 @click.option(
     "--init",

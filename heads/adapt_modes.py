@@ -73,7 +73,7 @@ def free_part(head: IdentityToken, mode: str, *, seed: int = 0) -> dict[str, nn.
         "norms": lambda name: ".norm_" in name,
         "queries": lambda name: name == "queries",
         "output": lambda name: name.startswith(f"project.{len(head.project) - 1}."),
-        DECODER: lambda name: name != "tokens",
+        DECODER: lambda name: name != "tokens" and not name.startswith("tail."),
     }
     chosen = {name: value for name, value in head.named_parameters() if starts[part](name)}
     for parameter in chosen.values():

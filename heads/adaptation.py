@@ -310,7 +310,9 @@ def _in_parts(
 
 def _is_trained(seen: Seen | TapTokens) -> bool:
     """Tell whether something that is trained decides it."""
-    return isinstance(seen, Seen) and any(tensor.requires_grad for tensor in seen.tensors())
+    if isinstance(seen, TapTokens):
+        return seen.patch.requires_grad
+    return any(tensor.requires_grad for tensor in seen.tensors())
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ def describe_head(
 
     Returns:
         ``head``, ``options``, ``backbone``, ``taps`` (each once), ``parameters`` (all),
-        ``dead_parameters`` (counted, never applied), ``live_parameters``, ``parameters_by_part``,
+        ``dead_parameters`` (counted, never applied), ``live_parameters``, ``frozen_parameters``
+        (of the backbone, held beside these), ``parameters_by_part``,
         ``output_shape`` of one image, ``forward_flops`` and ``step_flops`` (forward and backward)
         of one image, where a multiplication and an addition count as two, and ``bytes_per_image``
         read from the store.
@@ -88,6 +89,7 @@ def describe_head(
         "parameters": n_parameters,
         "dead_parameters": n_dead,
         "live_parameters": n_parameters - n_dead,
+        "frozen_parameters": sum(p.numel() for p in head.parameters() if not p.requires_grad),
         "parameters_by_part": _count_by_part(head),
         "output_shape": list(output_shape),
         "forward_flops": forward_flops,
@@ -161,9 +163,11 @@ def taps_on(
 
 
 def _count_by_part(head: Head) -> dict[str, int]:
-    """Count the parameters of each part; what the head itself holds is a part by its own name."""
+    """Count what each part trains; what the head itself holds is a part by its own name."""
     counts: dict[str, int] = {}
     for name, parameter in head.named_parameters():
+        if not parameter.requires_grad:
+            continue
         part = name.partition(".")[0]
         counts[part] = counts.get(part, 0) + parameter.numel()
     return counts

@@ -7,78 +7,25 @@ the decoder reads. A new identity is learned as one new token, everything else s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featstore.errors import invalid
+from featstore.tail import TailSpec, TailWeights
 from featstore.types import TapShape
-from heads.base import HEADS, Head, LearnableTask, TapTokens, check_inputs
+from heads.base import HEADS, Head, LearnableTask, TapTokens, check_inputs, only_dense_tap
 from heads.blocks import position_encoding
+from heads.copied_blocks import checked_tail, fill, final_tokens, tap_before
+from heads.identity_options import FILM, MEMORY, RELATIVE, IdentityTokenOptions
 from heads.joining import join, joined_shape
 from heads.token_decoder import Seen, TokenDecoder
+from heads.vit_block import Tail
 
-POSITIONS = ("sincos", "none")
-MEMORY, FILM, FILM_QUERIES = "memory", "film", "film_queries"
-INJECTIONS = (MEMORY, FILM, FILM_QUERIES)
-RELATIVE, ABSOLUTE = "relative", "absolute"
 N_RANDOM = 32  # tokens whose answers are compared
 _SPREAD_IMAGES = 8  # images on which they are, at most
 _NOT_MEASURED = -1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IdentityTokenOptions:
-    """Choices of an identity-token head.
-
-    The token lies in the memory of the decoder; "film" scales and shifts the patches by it
-    instead, "film_queries" the queries. `token_proj` maps it linearly first.
-
-    The margin is a loss that makes the token matter: with the token of another identity of the
-    batch, half of the time with the mean of all, the loss shall be greater by `margin`, which is
-    a share of the loss (`margin_unit` "relative") or in its unit ("absolute"). It counts
-    `margin_weight` times.
-    """
-
-    heads: int = 8
-    ff: int = 2048  # channels inside the decoder's perceptron
-    layers: int = 1
-    hidden: int = 64  # channels before the numbers of a keypoint
-    positions: str = "sincos"
-    injection: str = MEMORY
-    token_proj: bool = False
-    margin: float = 0.1
-    margin_unit: str = RELATIVE
-    margin_weight: float = 0.5
-    numbers: int = 2  # of a keypoint: x and y, perhaps a scale; filled in by the task
-    tokens: str = ""  # whom the trained ones are for, parted by "|"; filled in by the task
-
-    def __post_init__(self) -> None:
-        for name in ("heads", "ff", "layers", "hidden"):
-            if getattr(self, name) < 1:
-                raise invalid(name, getattr(self, name), "a positive number")
-        for name, known in (
-            ("positions", POSITIONS),
-            ("injection", INJECTIONS),
-            ("margin_unit", (RELATIVE, ABSOLUTE)),
-        ):
-            if getattr(self, name) not in known:
-                raise invalid(name, getattr(self, name), f"one of {', '.join(known)}")
-        for name in ("margin", "margin_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise invalid(name, getattr(self, name), "0 or more")
-        if self.numbers not in (2, 3):
-            raise invalid("numbers", self.numbers, "2 (x, y) or 3 (x, y and a scale)")
-        names = self.identities
-        if len(set(names)) < len(names) or (self.tokens and "" in names):
-            raise invalid("tokens", self.tokens, "names, each once, parted by |")
-
-    @property
-    def identities(self) -> tuple[str, ...]:
-        """Name whom the tokens are for, in their order."""
-        return tuple(self.tokens.split("|")) if self.tokens else ()
 
 
 @HEADS.register("identity_token.v1")
@@ -87,7 +34,8 @@ class IdentityToken(Head):
 
     With the defaults, ``8 * width * (width + 1) + (2 * width + 1) * 2048 + 7 * width`` parameters
     of the decoder, ``width`` a keypoint, and ``(width + 1) * 64 + 65 * 2``; and ``width`` for
-    every identity that was trained. Several taps count with their widths together.
+    every identity that was trained. Several taps count with their widths together. A frozen tail
+    is the backbone's and counts nothing.
 
     The output is (x0, y0, x1, y1, ...), then a number a keypoint where there are scales. Without
     an identity it answers with the mean of the trained tokens, or the token of `set_token`.
@@ -106,7 +54,14 @@ class IdentityToken(Head):
 
     token_std: Tensor  # buffer: what `diagnose` measured last
 
-    def __init__(self, *, taps: Sequence[TapShape], n_outputs: int, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        taps: Sequence[TapShape],
+        n_outputs: int,
+        tail: TailSpec | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(taps=taps, n_outputs=n_outputs)
         self.options = chosen = IdentityTokenOptions(**options)
         shape = joined_shape(taps, head="identity_token")
@@ -131,6 +86,11 @@ class IdentityToken(Head):
         )
         self.register_buffer("token_std", torch.tensor(_NOT_MEASURED))
         self._token: Tensor | None = None
+        self.tail: Tail | None = None
+        if chosen.tail_blocks:
+            tap = only_dense_tap(taps, head="identity_token with a tail")
+            self.tail = Tail(checked_tail(tail, tap, chosen.tail_blocks, option="tail_blocks"))
+            self.tail.requires_grad_(False)
 
     @classmethod
     def n_numbers(cls, options: Mapping[str, Any]) -> int:
@@ -154,6 +114,47 @@ class IdentityToken(Head):
             raise invalid("tokens", options["tokens"], f"{found!r}, as trained", hint=hint)
         filled = {**options, "tokens": found}
         return filled if numbers == 1 else {**filled, "numbers": numbers}
+
+    @classmethod
+    def n_tail_blocks(cls, options: Mapping[str, Any]) -> int:
+        """Give `tail_blocks`."""
+        return int(options.get("tail_blocks", 0))  # runs of before know of none
+
+    @classmethod
+    def asked_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...] | None:
+        """Leave no choice where there is a tail: it reads the tap before it."""
+        return () if cls.n_tail_blocks(options) else None
+
+    @classmethod
+    def added_taps(cls, options: Mapping[str, Any], *, depth: int | None) -> tuple[str, ...]:
+        """Give the tap that the tail reads.
+
+        Raises:
+            InvalidInputError: The backbone has no blocks, or not as many.
+        """
+        n_blocks, hint = cls.n_tail_blocks(options), "Leave out --set tail_blocks."
+        if not n_blocks:
+            return ()
+        return (
+            tap_before(
+                n_blocks, depth=depth, head="identity_token", option="tail_blocks", hint=hint
+            ),
+        )
+
+    def fill_tail(self, weights: TailWeights) -> None:
+        """Take the backbone's own blocks."""
+        assert self.tail is not None
+        fill(self.tail, weights)
+
+    @property
+    def raw_inputs(self) -> frozenset[int]:
+        """Number the tap of the tail."""
+        return frozenset() if self.tail is None else frozenset({0})
+
+    def n_parameters(self) -> int:
+        """Count what is trained, so without a tail."""
+        frozen = () if self.tail is None else self.tail.parameters()
+        return super().n_parameters() - sum(parameter.numel() for parameter in frozen)
 
     def lr_scales(self) -> Mapping[str, float]:
         """Let the tokens learn a hundred times as fast."""
@@ -214,7 +215,10 @@ class IdentityToken(Head):
     def remember(self, inputs: Sequence[TapTokens]) -> Seen | TapTokens:
         """Give what the decoder keeps of images: keys and values, or patches that film changes."""
         check_inputs(inputs, self._widths)
-        tokens = join(inputs, self.queries.dtype)
+        if self.tail is None:
+            tokens = join(inputs, self.queries.dtype)
+        else:
+            tokens = final_tokens(self.tail, inputs[0])
         if self.options.injection == FILM:
             return tokens
         return self.decoder.remember(self._with_positions(tokens), tokens.valid)
@@ -293,7 +297,9 @@ class IdentityToken(Head):
             ``token_std``: the standard deviation over random tokens, a mean over coordinates and
             the first images; near 0, the head does not listen to its token.
         """
-        first = [_first(tokens, _SPREAD_IMAGES) for tokens in inputs]
+        patch = inputs[0].patch
+        few = torch.arange(min(len(patch), _SPREAD_IMAGES), device=patch.device)
+        first = [tokens.rows(few) for tokens in inputs]
         random_nd = self.random_tokens(N_RANDOM, torch.Generator().manual_seed(0))
         seen, batch = self.see(first), first[0].patch.shape[0]
         answers = [self.answer(seen, token.expand(batch, -1)) for token in random_nd]
@@ -325,11 +331,6 @@ def draw_other(identity: Tensor) -> Tensor:
     order_bb = torch.rand(is_other.shape, device=identity.device).masked_fill(~is_other, -1.0)
     best_b, index_b = order_bb.max(dim=1)
     return torch.where(best_b < 0, -1, identity[index_b])
-
-
-def _first(tokens: TapTokens, count: int) -> TapTokens:
-    valid = None if tokens.valid is None else tokens.valid[:count]
-    return TapTokens(patch=tokens.patch[:count], grid=tokens.grid, valid=valid)
 
 
 def _keypoints(n_outputs: int, options: IdentityTokenOptions) -> int:

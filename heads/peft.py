@@ -1,7 +1,8 @@
 """Ways to adapt a frozen decoder by few numbers, to compare a single token with.
 
 Each freezes a head, adds modules of its own inside of the decoder's layers (or frees what is
-there) and gives the parameters to train. All begin as if nothing were added: the adapted head
+there) and gives the parameters to train; `where=tail` does so in the backbone's last blocks, where
+the head holds some, `where=both` in both. All begin as if nothing were added: the adapted head
 gives the very same numbers until the first step.
 """
 
@@ -13,22 +14,50 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from featstore.errors import invalid, not_found
 from heads.options import parse_options
-from heads.token_decoder import Attention, DecoderLayer, Glance, Patches
+from heads.peft_modules import (
+    Beside,
+    LowRank,
+    LowRankRows,
+    Prompted,
+    PromptedBlock,
+    ScaledInput,
+    ScaledOutput,
+    ScaledRows,
+    uniform,
+)
+from heads.token_decoder import DecoderLayer
+from heads.vit_block import VitBlock
 
+DECODER, TAIL, BOTH = "decoder", "tail", "both"
+PLACES = (DECODER, TAIL, BOTH)
 _PROJECTIONS = ("query", "key", "value", "mix")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Method(ABC):
     """A way to adapt; a subclass is a frozen dataclass of its options."""
 
+    where: str = DECODER
+
+    def __post_init__(self) -> None:
+        if self.where not in PLACES:
+            raise invalid("where", self.where, f"one of {', '.join(PLACES)}")
+
     @abstractmethod
-    def add_to(self, head: nn.Module, generator: torch.Generator) -> None:
-        """Add modules to a head all of whose parameters are frozen, or free some that it has."""
+    def add_to(self, layer: DecoderLayer, generator: torch.Generator) -> None:
+        """Add modules to a layer whose parameters are frozen."""
+
+    @abstractmethod
+    def add_to_block(self, block: VitBlock, generator: torch.Generator) -> None:
+        """Add modules to a backbone's block whose parameters are frozen."""
+
+    def frees(self, name: str) -> bool:
+        """Tell whether it trains a parameter of this name that is there already."""
+        return False
 
 
 def add_method(
@@ -49,11 +78,22 @@ def add_method(
         InvalidInputError: An option is not acceptable, or the head has no decoder to adapt.
     """
     chosen = parse_method(method)
-    if not _layers(head):
+    layers = [layer for layer in head.modules() if isinstance(layer, DecoderLayer)]
+    blocks = [block for block in head.modules() if isinstance(block, VitBlock)]
+    if not layers:
         name = type(head).__name__
         raise invalid("head", name, f"one with a decoder for {method}", hint="Use identity_token.")
+    if chosen.where != DECODER and not blocks:
+        hint = "Train a head with --set tail_blocks=1 on features that keep a --tail."
+        raise invalid("where", chosen.where, f"{DECODER}: this head holds no blocks", hint=hint)
     head.requires_grad_(False)
-    chosen.add_to(head, generator)
+    for name, value in head.named_parameters():
+        place = TAIL if name.startswith(f"{TAIL}.") else DECODER
+        value.requires_grad_(chosen.where in (place, BOTH) and chosen.frees(name))
+    for layer in layers if chosen.where != TAIL else ():
+        chosen.add_to(layer, generator)
+    for block in blocks if chosen.where != DECODER else ():
+        chosen.add_to_block(block, generator)
     return {name: value for name, value in head.named_parameters() if value.requires_grad}
 
 
@@ -87,6 +127,7 @@ class Lora(Method):
     targets: str = "query+value"  # of query, key, value and mix
 
     def __post_init__(self) -> None:
+        Method.__post_init__(self)
         _check_count("rank", self.rank)
         if not 0 < self.alpha < math.inf:
             raise invalid("alpha", self.alpha, "a positive number")
@@ -95,14 +136,31 @@ class Lora(Method):
             expected = f"some of {', '.join(_PROJECTIONS)}, each once, joined by +"
             raise invalid("targets", self.targets, expected)
 
-    def add_to(self, head: nn.Module, generator: torch.Generator) -> None:
+    def add_to(self, layer: DecoderLayer, generator: torch.Generator) -> None:
         """Add the products."""
-        for attention in (part for layer in _layers(head) for part in (layer.own, layer.cross)):
+        for attention in (layer.own, layer.cross):
             for name in self.targets.split("+"):
                 linear = attention.get_submodule(name)
                 assert isinstance(linear, nn.Linear)
-                thin = _LowRank(linear, self.rank, self.alpha / self.rank, generator)
+                thin = LowRank(linear, self.rank, self._scale, generator)
                 attention.register_module(name, thin)
+
+    def add_to_block(self, block: VitBlock, generator: torch.Generator) -> None:
+        """Add the products; queries, keys and values are one matrix there."""
+        names, attention = self.targets.split("+"), block.attention
+        rows = [n for n, name in enumerate(_PROJECTIONS[:3]) if name in names]
+        if rows:
+            attention.added = LowRankRows(
+                attention.qkv, attention.widths, rows,
+                rank=self.rank, scale=self._scale, generator=generator,
+            )  # fmt: skip
+        if "mix" in names:
+            thin = LowRank(attention.proj, self.rank, self._scale, generator)
+            attention.register_module("proj", thin)
+
+    @property
+    def _scale(self) -> float:
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,11 +174,15 @@ class BitFit(Method):
         Language-models", arXiv:2106.10199.
     """
 
-    def add_to(self, head: nn.Module, generator: torch.Generator) -> None:
-        """Let all biases learn."""
-        for name, value in head.named_parameters():
-            if name.rpartition(".")[2] == "bias":
-                value.requires_grad_(True)
+    def add_to(self, layer: DecoderLayer, generator: torch.Generator) -> None:
+        """Add nothing."""
+
+    def add_to_block(self, block: VitBlock, generator: torch.Generator) -> None:
+        """Add nothing."""
+
+    def frees(self, name: str) -> bool:
+        """Tell whether it is a bias."""
+        return name.endswith("bias")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,15 +196,21 @@ class Ia3(Method):
         Learning", arXiv:2205.05638.
     """
 
-    def add_to(self, head: nn.Module, generator: torch.Generator) -> None:
+    def add_to(self, layer: DecoderLayer, generator: torch.Generator) -> None:
         """Add scales that begin as ones."""
-        for layer in _layers(head):
-            for attention in (layer.own, layer.cross):
-                attention.register_module("key", _ScaledOutput(attention.key))
-                attention.register_module("value", _ScaledOutput(attention.value))
-            last = layer.feed_forward[-1]
-            assert isinstance(last, nn.Linear)
-            layer.feed_forward[-1] = _ScaledInput(last)
+        for attention in (layer.own, layer.cross):
+            attention.register_module("key", ScaledOutput(attention.key))
+            attention.register_module("value", ScaledOutput(attention.value))
+        last = layer.feed_forward[-1]
+        assert isinstance(last, nn.Linear)
+        layer.feed_forward[-1] = ScaledInput(last)
+
+    def add_to_block(self, block: VitBlock, generator: torch.Generator) -> None:
+        """Add scales; the heads of some backbones share keys, and then their scales."""
+        n_queries, *n_others = block.attention.widths
+        like = block.attention.qkv.weight
+        block.attention.added = ScaledRows(like, n_fixed=n_queries, n_scaled=sum(n_others))
+        block.mlp.register_module("fc2", ScaledInput(block.mlp.fc2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,17 +228,25 @@ class AdaptFormer(Method):
     scale: float = 0.1
 
     def __post_init__(self) -> None:
+        Method.__post_init__(self)
         _check_count("bottleneck", self.bottleneck)
         if not 0 < self.scale < math.inf:
             raise invalid("scale", self.scale, "a positive number")
 
-    def add_to(self, head: nn.Module, generator: torch.Generator) -> None:
+    def add_to(self, layer: DecoderLayer, generator: torch.Generator) -> None:
         """Add the narrow perceptron, whose last layer begins as zeros."""
-        for layer in _layers(head):
-            like = layer.norm_out.weight
-            down = _uniform(self.bottleneck, len(like), generator).to(like)
-            narrow = _Beside(layer.feed_forward, down, self.scale)
-            layer.register_module("feed_forward", narrow)
+        layer.register_module("feed_forward", self._beside(layer.feed_forward, layer, generator))
+
+    def add_to_block(self, block: VitBlock, generator: torch.Generator) -> None:
+        """Add the same beside the block's perceptron, before it is scaled."""
+        block.register_module("mlp", self._beside(block.mlp, block, generator))
+
+    def _beside(
+        self, wide: nn.Module, layer: DecoderLayer | VitBlock, generator: torch.Generator
+    ) -> Beside:
+        like = next(wide.parameters())
+        width = layer.spec.dim if isinstance(layer, VitBlock) else len(layer.norm_out.weight)
+        return Beside(wide, uniform(self.bottleneck, width, generator).to(like), self.scale)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,14 +264,18 @@ class Prompts(Method):
     count: int = 8
 
     def __post_init__(self) -> None:
+        Method.__post_init__(self)
         _check_count("count", self.count)
 
-    def add_to(self, head: nn.Module, generator: torch.Generator) -> None:
+    def add_to(self, layer: DecoderLayer, generator: torch.Generator) -> None:
         """Add the prompts, normal numbers of the size of normed patches."""
-        for layer in _layers(head):
-            width = len(layer.norm_out.weight)
-            prompts = torch.randn(self.count, width, generator=generator)
-            layer.register_module("cross", _Prompted(layer.cross, prompts))
+        prompts_pd = torch.randn(self.count, len(layer.norm_out.weight), generator=generator)
+        layer.register_module("cross", Prompted(layer.cross, prompts_pd))
+
+    def add_to_block(self, block: VitBlock, generator: torch.Generator) -> None:
+        """Let all tokens of the block attend to such prompts."""
+        prompts_pd = torch.randn(self.count, block.spec.dim, generator=generator)
+        block.register_module("attention", PromptedBlock(block.attention, prompts_pd))
 
 
 METHODS: Mapping[str, type[Method]] = {
@@ -208,116 +288,6 @@ METHODS: Mapping[str, type[Method]] = {
 """Methods by name."""
 
 
-def _layers(head: nn.Module) -> list[DecoderLayer]:
-    return [layer for layer in head.modules() if isinstance(layer, DecoderLayer)]
-
-
 def _check_count(name: str, value: int) -> None:
     if value < 1:
         raise invalid(name, value, "a positive number")
-
-
-def _uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Draw a matrix as `nn.Linear` begins."""
-    reach = 1 / math.sqrt(columns)
-    return (torch.rand(rows, columns, generator=generator) * 2 - 1) * reach
-
-
-class _LowRank(nn.Module):
-    """A linear map and, beside it, one through few channels."""
-
-    def __init__(
-        self, linear: nn.Linear, rank: int, scale: float, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.linear, self._scale = linear, scale
-        down = _uniform(rank, linear.in_features, generator).to(linear.weight)
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
-
-    def forward(self, tokens_btd: Tensor) -> Tensor:
-        """Add the two."""
-        beside = functional.linear(functional.linear(tokens_btd, self.down), self.up)
-        added: Tensor = self.linear(tokens_btd) + self._scale * beside
-        return added
-
-
-class _ScaledOutput(nn.Module):
-    """A linear map whose every output is scaled."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-        self.scale = nn.Parameter(torch.ones_like(linear.weight[:, 0]))
-
-    def forward(self, tokens_btd: Tensor) -> Tensor:
-        """Scale what comes out."""
-        scaled: Tensor = self.linear(tokens_btd) * self.scale
-        return scaled
-
-
-class _ScaledInput(nn.Module):
-    """A linear map whose every input is scaled."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-        self.scale = nn.Parameter(torch.ones_like(linear.weight[0]))
-
-    def forward(self, tokens_btd: Tensor) -> Tensor:
-        """Scale what goes in."""
-        mapped: Tensor = self.linear(tokens_btd * self.scale)
-        return mapped
-
-
-class _Beside(nn.Module):
-    """A perceptron and, beside it, a narrow one."""
-
-    def __init__(self, wide: nn.Module, down: Tensor, scale: float) -> None:
-        super().__init__()
-        self.wide, self._scale = wide, scale
-        self.down = nn.Parameter(down)
-        self.down_bias = nn.Parameter(torch.zeros_like(down[:, 0]))
-        self.up = nn.Parameter(torch.zeros_like(down.T))
-        self.up_bias = nn.Parameter(torch.zeros_like(down[0]))
-
-    def forward(self, tokens_btd: Tensor) -> Tensor:
-        """Add the two."""
-        narrow_btd = functional.linear(tokens_btd, self.down, self.down_bias).relu()
-        narrow_btd = functional.linear(narrow_btd, self.up, self.up_bias)
-        added: Tensor = self.wide(tokens_btd) + self._scale * narrow_btd
-        return added
-
-
-class _Prompted(nn.Module):
-    """Attention to patches and a token, and through gates to prompts."""
-
-    def __init__(self, attention: Attention, prompts_pd: Tensor) -> None:
-        super().__init__()
-        self.attention = attention
-        like = attention.mix.weight
-        self.prompts = nn.Parameter(prompts_pd.to(like))
-        self.gate = nn.Parameter(like.new_zeros(attention.n_heads))
-
-    def remember(self, memory_btd: Tensor, valid_bt: Tensor | None = None) -> Patches:
-        """Project what is attended to, as before."""
-        return self.attention.remember(memory_btd, valid_bt)
-
-    def glance(self, query_bqd: Tensor, patches: Patches) -> Glance:
-        """Attend to the patches, as before."""
-        return self.attention.glance(query_bqd, patches)
-
-    def gather(self, glance: Glance, token_bd: Tensor | None = None) -> Tensor:
-        """Add what the queries see in the prompts."""
-        key_hcp = self._split(self.attention.key(self.prompts)).mT
-        value_hpc = self._split(self.attention.value(self.prompts))
-        share_bhqp = (glance.query @ key_hcp).softmax(dim=3)
-        seen_bhqc = self.gate[:, None, None] * (share_bhqp @ value_hpc)
-        # The bias of the mixing is in what the attention gives.
-        mixed = functional.linear(seen_bhqc.transpose(1, 2).flatten(2), self.attention.mix.weight)
-        return self.attention.gather(glance, token_bd) + mixed
-
-    def _split(self, mixed_pd: Tensor) -> Tensor:
-        """Give (heads, prompts, channels)."""
-        heads = len(self.gate)
-        return mixed_pd.reshape(len(mixed_pd), heads, -1).transpose(0, 1)

@@ -7,7 +7,7 @@ what it is made of. `load_tail` builds the last blocks and the final norm from a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +64,22 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Attention(nn.Module):
-    """Self-attention of one block."""
+    """Self-attention of one block.
+
+    `added`, if a module is put there, changes queries, keys and values before they are parted
+    into heads: it is called with the tokens and these, one after another in the last axis.
+    """
+
+    added: nn.Module | None
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
         self._spec = spec
         n_queries, n_keys = (n * spec.head_dim for n in (spec.n_heads, spec.n_kv_heads))
-        self._widths = (n_queries, n_keys, n_keys)
-        self.qkv = nn.Linear(spec.dim, sum(self._widths), bias=spec.qkv_bias == "all")
+        self.widths = (n_queries, n_keys, n_keys)
+        self.n_heads, self.scale = spec.n_heads, spec.attention_scale
+        self.qkv = nn.Linear(spec.dim, sum(self.widths), bias=spec.qkv_bias == "all")
+        self.register_module("added", None)
         if spec.qkv_bias == "q_v":
             self.q_bias = nn.Parameter(torch.zeros(n_queries))
             self.v_bias = nn.Parameter(torch.zeros(n_keys))
@@ -88,21 +96,38 @@ class Attention(nn.Module):
 
     def forward(self, tokens_bnd: Tensor, rotation: Rotation | None) -> Tensor:
         """Give (batch, tokens, dim)."""
-        mixed = F.linear(tokens_bnd, self.qkv.weight, self._bias())
-        parts = torch.split(mixed, list(self._widths), dim=2)
-        heads = [
-            part.view(*part.shape[:2], -1, self._spec.head_dim).transpose(1, 2) for part in parts
-        ]
-        query, key, value = self.q_norm(heads[0]), self.k_norm(heads[1]), heads[2]
+        return self.join(self.attend(tokens_bnd, rotation))
+
+    def attend(self, tokens_bnd: Tensor, rotation: Rotation | None) -> Tensor:
+        """Give (batch, heads, tokens, channels)."""
+        query, key, value = self.heads(tokens_bnd)
         if rotation is not None:
             query, key = (rotate(one, rotation, self._spec.rope) for one in (query, key))
         # Under autocast the norms and the rotation give float32.
         query, key = query.to(value.dtype), key.to(value.dtype)
+        return F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+
+    def heads(self, tokens_bnd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give normed queries and keys, not yet turned, and values.
+
+        Returns:
+            (batch, heads, tokens, channels) each; heads that share a key have it each.
+        """
+        mixed = F.linear(tokens_bnd, self.qkv.weight, self._bias())
+        if self.added is not None:
+            mixed = self.added(tokens_bnd, mixed)
+        parts = torch.split(mixed, list(self.widths), dim=2)
+        heads = [
+            part.view(*part.shape[:2], -1, self._spec.head_dim).transpose(1, 2) for part in parts
+        ]
+        query, key, value = self.q_norm(heads[0]), self.k_norm(heads[1]), heads[2]
         repeats = self._spec.n_heads // self._spec.n_kv_heads
         if repeats > 1:
             key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
-        scale = self._spec.attention_scale
-        attended_bhnc = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return query, key, value
+
+    def join(self, attended_bhnc: Tensor) -> Tensor:
+        """Mix what the heads attended to: (batch, tokens, dim)."""
         joined: Tensor = self.proj(self.norm(attended_bhnc.transpose(1, 2).flatten(2)))
         return joined
 
@@ -265,7 +290,7 @@ class Tail(nn.Module):
             expected = f"(batch, {n_prefix} prefix tokens and {grid[0]} x {grid[1]} others, {dim})"
             raise invalid("tokens", tuple(tokens_bnd.shape), expected)
         rotation = None if self.rope is None else self.rope(grid)
-        tokens_bnd = tokens_bnd.to(cast("VitBlock", self.blocks[0]).mlp.fc1.weight.dtype)
+        tokens_bnd = tokens_bnd.to(next(self.blocks.parameters()).dtype)
         for block in self.blocks:
             tokens_bnd = block(tokens_bnd, rotation)
         normed: Tensor = self.norm(tokens_bnd)
