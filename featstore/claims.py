@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -177,6 +178,7 @@ class Claims:
         """Give a shard up, if it is still held; call it under the lock."""
         if self.is_own(shard):
             self._path(shard).unlink(missing_ok=True)
+            shutil.rmtree(notes_of(self._store, self._key, shard), ignore_errors=True)
         self._held.discard(shard)
 
     def _path(self, shard: int) -> Path:
@@ -194,6 +196,11 @@ class Claims:
 def claims_folder(store: StoreFolder, key: str) -> Path:
     """Give the folder of the claims of a feature set."""
     return store.locks_path / f"{key}.claims"
+
+
+def notes_of(store: StoreFolder, key: str, shard: int) -> Path:
+    """Give the folder of what holders of a shard note for the next; a release deletes it."""
+    return claims_folder(store, key) / f"{shard:05d}.notes"
 
 
 @contextlib.contextmanager

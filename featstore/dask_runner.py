@@ -17,6 +17,7 @@ import dask.config
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.local_devices import environments, local_device, n_cores, share_of_threads
 from featstore.plan import RunOptions
+from featstore.remote.location import find_mirror
 from featstore.shard_job import Pace
 from featstore.shared_shards import Outcome, ShardTask
 from featstore.source_specs import SourceSpec
@@ -189,10 +190,13 @@ class DaskCrew:
         tell: Callable[[str], None],
     ) -> Generator[Outcome, None, None]:
         """See `shared_shards.Crew.do`."""
+        path = folder.path.parents[1].absolute()
+        mirror = find_mirror(path)
         job = ClusterJob(
             name=secrets.token_hex(8),
             library=__version__,
-            store=str(folder.path.parents[1].absolute()),
+            store=str(path),
+            remote=None if mirror is None else mirror.remote,
             key=folder.key,
             spec=self._spec,
             pace=pace,
@@ -204,6 +208,10 @@ class DaskCrew:
             yield from board.run()
         finally:
             board.close()
+        if mirror is not None:
+            from featstore.remote.mirror import synchronise  # obstore only if it is needed
+
+            synchronise(mirror)  # brings the ledgers of workers with mirrors of their own here
 
 
 class _Board:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from featstore.claims import Claims
 from featstore.errors import FeatstoreError, InvalidInputError, NotFoundError
+from featstore.remote.location import Remote
 from featstore.shard_job import Pace, ShardJob, Source, run_jobs
 from featstore.shared_shards import ShardTask, claim_task, outcome_of
 from featstore.source_specs import SourceSpec
 from featstore.store import FeatureSetFolder, StoreFolder, open_folder
+from featstore.suspects import look_through, suspect_of
 from featstore.version import __version__
 
 MAX_DEATHS = 3
@@ -26,7 +28,8 @@ class ClusterJob:
 
     name: str  # no other extraction's; deaths are counted within it
     library: str  # version of featstore
-    store: str
+    store: str  # folder
+    remote: Remote | None  # what the folder is the mirror of
     key: str
     spec: SourceSpec
     pace: Pace
@@ -96,11 +99,23 @@ def _do(
         if not isinstance(found, ShardJob):
             return Answer(is_ours=False, rejected=found.rejected)
         if found.claim.deaths >= MAX_DEATHS:
-            return Answer(set_aside=f"{found.claim.deaths} processes died while they did it.")
+            return Answer(set_aside=_why(here.store, found))
+        if found.claim.deaths:
+            look_through(here.store, found, here.source)
         [result] = run_jobs([found], here.source, pace=pace, on_batch=on_rows)
         if result.is_lost:
             return Answer(is_held=True)
         return Answer(rejected=outcome_of(here.folder, task, result).rejected)
+
+
+def _why(store: StoreFolder, job: ShardJob) -> str:
+    """Say why a shard is set aside, and which image it is, where that is known."""
+    reason = f"{job.claim.deaths} processes died while they did it."
+    line = suspect_of(store, job)
+    if line is None:
+        return reason
+    image = f"{line['dataset']}/{line['path']}"
+    return f"{reason} They died of {image}: take it out of the data set, and the rest is stored."
 
 
 def _open(job: ClusterJob, n_cores: int) -> _Opened:
@@ -121,12 +136,18 @@ def _open(job: ClusterJob, n_cores: int) -> _Opened:
 
 
 def _store(job: ClusterJob) -> StoreFolder:
+    if job.remote is not None:
+        from featstore.remote.mirror import mirror_of, synchronise  # obstore only if it is needed
+
+        mirror = mirror_of(job.remote)
+        synchronise(mirror)
+        return open_folder(mirror.root)
     try:
         store = open_folder(Path(job.store))
         store.feature_set(job.key)
     except NotFoundError as error:
         raise NotFoundError(
             f"A worker does not see the store {job.store}. Put it on a file system that all "
-            "machines share, under one path."
+            "machines share, under one path, or behind a URL."
         ) from error
     return store

@@ -11,6 +11,7 @@ from featstore import dask_runner
 from featstore.dask_runner import Cluster, DaskCrew
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.plan import RunOptions
+from featstore.store import locate
 from featstore.verify import verify
 from tests.fakes import FakeReader, FakeSpec, content, fake_extract
 
@@ -76,13 +77,40 @@ def test_a_shard_that_ends_its_workers_is_set_aside_by_name(tmp_path, cluster, a
     report = extract(path, cluster, poison="00033.npy")
     [found] = report.set_aside
     assert "fake/00033.npy" in found.images
-    assert found.reason == "3 processes died while they did it."
+    assert found.reason.startswith(
+        "3 processes died while they did it. They died of fake/00033.npy"
+    )
     assert len(found.images) == 8
+    assert not list(path.glob(".locks/*.claims/*.notes"))
     assert report.rows in (N_IMAGES - 8, N_IMAGES - 9)  # the bad image may be among the eight
     assert verify(path).problems == []
     again = extract(path, cluster)
     assert again.new_rows == N_IMAGES - 1 - report.rows
     assert content(path) == alone
+
+
+def test_workers_of_other_machines_write_a_store_behind_a_url(tmp_path, alone, monkeypatch):
+    pytest.importorskip("obstore", reason="obstore, which talks to object stores, is not installed")
+    plainly = dask_runner.environments
+
+    def elsewhere(n_workers, device):
+        """Have each worker mirror the store on a disk of its own."""
+        return [
+            {**environment, "FEATSTORE_CACHE": str(tmp_path / f"machine{number}")}
+            for number, environment in enumerate(plainly(n_workers, device))
+        ]
+
+    monkeypatch.setattr(dask_runner, "environments", elsewhere)
+    monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "driver"))
+    url = f"file://{tmp_path}/far/features.zarr"
+    with Cluster(RunOptions(workers=2, device="cpu"), tell=print) as cluster:
+        report = extract(locate(url), cluster, delay_s=0.05)
+        assert (report.rows, report.new_rows) == (N_IMAGES - 1, N_IMAGES - 1)
+        again = extract(locate(url), cluster)
+        assert (again.new_rows, again.reused_rows) == (0, N_IMAGES - 1)
+    assert content(tmp_path / "far/features.zarr") == alone
+    assert verify(url).problems == []
+    assert len(list(tmp_path.glob("machine*/mirrors/*/feature_sets"))) == 2
 
 
 def test_the_shards_of_another_extraction_are_waited_for(tmp_path, cluster, alone):

@@ -14,14 +14,16 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from fakes import FakeReader, content, fake_extract
+from fakes import FakeReader, FakeSource, content, fake_extract
 from objects import KINDS, Proxy, RangeServer, s3_server, serving
 
 import featstore
+import featstore.repair
 from cli.common import exit_code
 from cli.featstore_app import featstore as featstore_cli
 from featstore.errors import (
     ConflictError,
+    FeatstoreError,
     FormatError,
     InvalidInputError,
     NotFoundError,
@@ -31,6 +33,7 @@ from featstore.files import remove_file, write_bytes
 from featstore.remote.client import Client, client_of
 from featstore.remote.location import find_mirror, parse_url
 from featstore.remote.mirror import synchronise
+from featstore.removal import remove_rows
 from featstore.rows import RowReader
 from featstore.store import locate
 from featstore.types import TapShape
@@ -285,6 +288,46 @@ def test_of_two_drivers_only_one_assigns_a_row(s3, monkeypatch, tmp_path):
     synchronise(find_mirror(mine))
     report = fake_extract(mine, [FakeReader(6, name="mine", seed=1)])
     assert (report.new_rows, featstore.open(url).samples().num_rows) == (6, 12)
+
+
+def test_removed_rows_are_gone_on_every_machine_and_come_back(s3, plain, monkeypatch, tmp_path):
+    put_folder(s3, plain, "rm/features.zarr")
+    url = "s3://bucket/rm/features.zarr"
+    found = remove_rows(url, "path < '00005.npy'")
+    assert (found.rows, found.store) == (5, url)
+    fresh_cache(monkeypatch, tmp_path, "another machine")
+    samples = featstore.open(url).samples()
+    assert samples.num_rows == N_IMAGES - 5
+    assert min(samples["path"].to_pylist()) == "00005.npy"
+    features = featstore.open(url).feature_set()
+    with pytest.raises(FeatstoreError, match="removed"):
+        features.read("norm", [0, 19])
+    report = fake_extract(locate(url), [FakeReader(N_IMAGES)], shapes=SHAPES)
+    assert (report.new_rows, report.reused_rows) == (5, N_IMAGES - 5)
+    assert verify(url).problems == []
+
+
+@pytest.mark.parametrize("kind", ["gone", "flipped"])
+def test_a_damaged_shard_is_extracted_again(s3, plain, monkeypatch, tmp_path, kind):
+    put_folder(s3, plain, f"repair/{kind}.zarr")
+    url = f"s3://bucket/repair/{kind}.zarr"
+    [shard] = [name for name in objects(url) if "norm/patch/c/1/" in name]
+    client = client_of(parse_url(url))
+    if kind == "gone":
+        client.delete(shard)
+    else:
+        data = bytearray(client.read(shard)[0])
+        data[17] ^= 1
+        client.write(shard, bytes(data))
+    readers = [FakeReader(N_IMAGES)]
+    monkeypatch.setattr(featstore.repair, "open_readers", lambda data: readers)
+    monkeypatch.setattr(
+        featstore.repair, "_source", lambda folder, readers, *_: FakeSource(readers)
+    )
+    found = verify(url, repair=True, data=["fake=folder:/nowhere"])
+    assert [problem.repaired for problem in found.problems] == [True]
+    assert verify(url).problems == []
+    assert_same(url, plain, tmp_path)
 
 
 def test_a_lost_answer_is_no_conflict(s3):

@@ -1,0 +1,60 @@
+"""Which image did the processes die of that had a shard in hand?
+
+A shard whose holder died is looked through before it is begun anew: image by image, with a note
+of the one that is being loaded. Whoever dies then leaves the note behind. A death by chance leaves
+some image, so that one is suspect only where two processes died of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featstore.claims import notes_of
+from featstore.errors import BadImageError
+from featstore.shard_job import ShardJob, Source
+from featstore.store import StoreFolder
+
+_DEATHS = 2
+
+
+def look_through(store: StoreFolder, job: ShardJob, source: Source) -> None:
+    """Load the images of a shard one by one, so that it is known which one ends the process.
+
+    Args:
+        store: Store.
+        job: The shard, whose last holder died.
+        source: Loads the images; what it refuses is not looked at here.
+    """
+    path = notes_of(store, job.folder.key, job.shard) / f"{job.claim.deaths}.{job.claim.nonce}"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as note:
+        for line in job.lines:
+            if line["row"] not in job.removed:
+                _note(note.fileno(), line["row"])
+                with contextlib.suppress(BadImageError, OSError):
+                    source.load(line)
+    path.unlink()
+
+
+def _note(file: int, row: int) -> None:
+    """Write a number over the one before, in one call: a process may die at any moment."""
+    os.pwrite(file, f"{row:<20d}".encode(), 0)
+
+
+def suspect_of(store: StoreFolder, job: ShardJob) -> Mapping[str, Any] | None:
+    """Give the line of the image that processes died of; None where it is not known."""
+    rows: Counter[int] = Counter()
+    for path in _listed(notes_of(store, job.folder.key, job.shard)):
+        with contextlib.suppress(OSError, ValueError):
+            rows[int(path.read_text())] += 1
+    guilty = [row for row, count in rows.items() if count >= _DEATHS]
+    return next((line for line in job.lines if guilty == [line["row"]]), None)
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
