@@ -41,6 +41,9 @@ def select_rows(
     rows = index.sample_rows(_store_path(folder), where, folder.key)
     for tap in _taps(names):
         known, is_ok = _ledger(folder, tap)
+        is_stored = _is_in(rows, known[is_ok])
+        if is_stored.all():  # of many rows, looking each one up takes longest
+            continue
         lacking = rows[~_is_in(rows, known)]
         if len(lacking):
             raise NotFoundError(
@@ -48,7 +51,7 @@ def select_rows(
                 f"the selected rows (the first is {lacking[0]}). Run `featstore extract` again to "
                 "complete them, or narrow `where`."
             )
-        rows = rows[_is_in(rows, known[is_ok])]
+        rows = rows[is_stored]
     if not len(rows):
         chosen = "No stored row" if where is None else f"No stored row with {where}"
         raise NotFoundError(f"{chosen} in feature set {folder.key}. See `featstore ls`.")

@@ -235,7 +235,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_rerun_ends_with_the_same_bytes(words, st
     assert content(other) == content(store)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_a_random_moment_a_rerun_ends_with_the_same_bytes(words, store, tmp_path, seed):
     other = tmp_path / "features.zarr"
     process = start("featstore", "extract", *words, "--data", ROOMS, "--store", other)
@@ -478,24 +478,6 @@ def test_train_reports_what_it_did(trained):
         assert trained[name], name
     assert trained["steps"] == 20
     assert trained["metrics"]["rmse"] > 0
-
-
-def test_a_head_trains_where_timm_cannot_be_imported(copy):
-    code = f"""
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("timm", "torchvision"):
-            raise ImportError("no timm here")
-
-sys.meta_path.insert(0, Refuse())
-import heads
-report = heads.train({str(copy)!r}, task="depth", steps=3, batch_size=2, device="cpu")
-assert report.metrics["rmse"] > 0
-assert "featstore.backbones" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_evaluate_gives_what_training_reported(store, trained):

@@ -244,32 +244,6 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-BLOCKED = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "timm" or name.startswith("featstore.backbones"):
-            raise ImportError(f"{name} is not available here")
-sys.meta_path.insert(0, Blocker())
-import heads
-report = heads.train(sys.argv[1], task="depth", steps=2, batch_size=8, device="cpu",
-                     options={"queries": 4, "pictures": 1})
-heads.evaluate(report.path, device="cpu")
-print(sorted(name for name in sys.modules if "timm" in name or "backbones" in name))
-"""
-
-
-def test_a_head_trains_where_timm_cannot_be_imported(store):
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(store)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "[]\n"
-
-
 def test_the_final_norm_is_applied_to_block_outputs_and_that_is_recorded(store):
     normed = learn(store, taps=["block:0"])
     raw = learn(store, taps=["block:0"], tap_norm="none")
