@@ -14,6 +14,10 @@ _EXPLAIN = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*explain\s+(?:analyze\s+)?(?:\([^)]*\)\s*)?", re.I | re.S
 )
 _ONLY = "Only one select, with, describe, summarize, show or explain statement can be asked."
+_KIND = re.compile(r"^[A-Z]\w+(?: [A-Z]\w+)* Error: ")
+_UNKNOWN_COLUMN = re.compile(
+    r'Referenced column (".+?") (?:was )?not found.*?(?:Candidate bindings: (.*))?'
+)
 _EXPECTED = "`where` must be one SQL expression over the columns of samples."
 _PLAIN = "select * from samples where true"
 _REFUSED = {"SUBQUERY": "a subquery", "PARAMETER": "a parameter", "STAR": "a star"}
@@ -63,9 +67,14 @@ def check_where(con: duckdb.DuckDBPyConnection, where: str) -> None:
 
 
 def sentence(error: duckdb.Error) -> str:
-    """Give DuckDB's message as one line, its candidate names kept."""
+    """Give DuckDB's message as one line, without its kind and place; near names are kept."""
     text = str(error).split("\n\nLINE ")[0].split("\nLINE ")[0]
-    return " ".join(text.split()).rstrip(".!") + "."
+    text = _KIND.sub("", " ".join(text.split())).rstrip(".!")
+    unknown = _UNKNOWN_COLUMN.fullmatch(text)
+    if unknown is None:
+        return text if text.endswith("?") else f"{text}."
+    near = f" The nearest are {unknown[2]}." if unknown[2] else ""
+    return f"Unknown column {unknown[1]}.{near}"
 
 
 def _statements(con: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:

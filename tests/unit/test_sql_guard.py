@@ -145,7 +145,7 @@ def test_the_spill_folder_leads_nowhere(store, tmp_path):
 @pytest.mark.parametrize(
     ("sql", "params", "words"),
     [
-        ("select splt from samples", None, 'Candidate bindings: "split"'),
+        ("select splt from samples", None, 'Unknown column "splt". The nearest are "split"'),
         ("from sample", None, 'Did you mean "samples"'),
         ("selct 1", None, "syntax error"),
         ("select $a", None, "parameters: a"),
@@ -161,6 +161,7 @@ def test_an_error_of_duckdb_is_one_sentence(store, sql, params, words):
     assert words in message
     assert "\n" not in message
     assert "LINE" not in message
+    assert " Error: " not in message
 
 
 def test_parameters_are_values_and_never_sql(store):
@@ -294,8 +295,16 @@ def test_a_condition_cannot_widen_the_feature_set(store):
 
 
 def test_an_unknown_column_names_the_nearest(store):
-    with pytest.raises(InvalidInputError, match=r'"splt" not found.*"split"'):
-        index.samples(store, "splt = 'train'")
+    with pytest.raises(InvalidInputError) as caught:
+        index.samples(store, "splt = 'test'")
+    said = str(caught.value)
+    assert said.startswith('Unknown column "splt". The nearest are "split"')
+    assert said.endswith("""Got "splt = 'test'".""")
+    with pytest.raises(InvalidInputError, match=r'^Unknown column "splt"') as caught:
+        index.query(store, "select splt from samples")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InvalidInputError, match=r'^Table .*Did you mean "samples"\?$'):
+        index.query(store, "select * from sampls")
 
 
 def test_a_connection_reads_and_nothing_else(store):
