@@ -37,8 +37,10 @@ endif
 demo: $(STAMP) ## Extract, train and compare on ray-cast rooms.
 	$(BIN)/python -m cli.featstore_app demo --out demo
 
+# In the order of the files: with those of most tests first, README's minutes would come alone last.
 test: $(STAMP) ## Run the fast tests.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	  --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes each.
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
