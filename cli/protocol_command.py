@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,24 @@ _PLAN = (
     "shots", "modes", "inits", "n_seeds", "steps", "lr_factors", "n_tuning_seeds", "validation",
     "seed",
 )  # fmt: skip
-MODES = "token,token+norms,token+queries,token+output,decoder,lora,bitfit,ia3,adaptformer,prompts"
+_METHODS = ("lora", "bitfit", "ia3", "adaptformer", "prompts")
+MODES = ",".join(["token,token+norms,token+queries,token+output,decoder", *_METHODS])
+_TAIL_MODES = tuple(f"{method}:where=tail" for method in _METHODS)
+
+
+class Modes(Words):
+    """``MODE,MODE,...``; the options of a method may be parted by commas too."""
+
+    name = "MODE[,MODE...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Give the modes."""
+        if isinstance(value, tuple):
+            return value
+        modes = tuple(mode.strip() for mode in re.split(r",(?!\s*\w+=)", value))
+        if "" in modes or len(set(modes)) < len(modes):
+            self.fail(f"{value!r} must be modes parted by commas, each once.", param, ctx)
+        return modes
 
 
 @click.command()
@@ -76,10 +94,11 @@ MODES = "token,token+norms,token+queries,token+output,decoder,lora,bitfit,ia3,ad
 )
 @click.option(
     "--modes",
-    type=Words(),
+    type=Modes(),
     default=MODES,
     show_default=True,
-    help="What is trained: as `heads adapt --mode` takes it.",
+    help="What is trained: as `heads adapt --mode` takes it. With --set tail_blocks=N the methods "
+    "in the tail come to the default ones.",
 )
 @click.option(
     "--inits",
@@ -195,6 +214,8 @@ def protocol(
             from heads.protocol.design import parse_shots
 
             chosen = {name: options[name] for name in _PLAN}
+            if not is_said("modes") and dict(settings).get("tail_blocks", "0") != "0":
+                chosen["modes"] += _TAIL_MODES
             plan = Plan(
                 **{**chosen, "shots": parse_shots(chosen["shots"])},
                 folds=tuple(folds),

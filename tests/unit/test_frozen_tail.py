@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 
 import heads
+from cli.common import exit_code
+from cli.heads_app import heads as program
+from cli.protocol_command import Modes
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.tail import TailSpec, TailWeights, plain_block
 from featstore.types import TapShape
@@ -276,3 +281,23 @@ def test_its_numbers_are_told_apart():
     assert sum(found["parameters_by_part"].values()) == found["parameters"]
     assert found["taps"] == ["block:9"]
     assert found["forward_flops"] > plain["forward_flops"]
+
+
+def test_a_protocol_compares_the_methods_in_both_places(made, tmp_path, capsys):
+    _, folder = made
+    words = "protocol identity --holdout elk --shots 1 --steps 1 --seeds 1 --lr-factors 1"
+    words += " --tuning-seeds 1 --inits mean --train-steps 1 --batch-size 4 --device cpu --json"
+    words += " --set heads=2 --set ff=8 --set checks=1 --set tail_blocks=1"
+    args = [*words.split(), "--store", str(folder / "s.zarr"), "--runs", str(tmp_path)]
+    assert exit_code(program, args) == 0
+    found = json.loads(capsys.readouterr().out)
+    lines = pq.read_table(tmp_path / found["run_id"] / "lines.parquet").to_pylist()
+    counts = {line["mode"]: line["parameters"] for line in lines if line["shots"] == "1"}
+    assert {f"{method}:where=tail" for method in METHODS} | set(METHODS) <= counts.keys()
+    assert counts["ia3:where=tail"] == 6 * DIM
+    assert counts["lora:where=tail"] == 4 * 8 * DIM
+
+
+def test_options_of_a_mode_may_be_parted_by_commas():
+    found = Modes().convert("token, lora:rank=4,where=tail,bitfit", None, None)
+    assert found == ("token", "lora:rank=4,where=tail", "bitfit")
