@@ -110,7 +110,8 @@ class Shots(click.ParamType[int | str]):
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
     metavar="FILE",
-    help="The token file. [default: NAME.safetensors]",
+    help="The token file, replaced if it is there. [default: NAME.safetensors, with the mode where "
+    "that is not token]",
 )
 @data_option
 @device_option
@@ -184,7 +185,7 @@ def _show(report: AdaptReport) -> None:
     columns = ["seed", "first token", "trained", "as stored"]
     lines = [
         [str(seed), one.loss_before, one.loss, one.loss_stored]
-        for seed, one in enumerate(report.tokens)
+        for seed, one in enumerate(report.tokens, report.seed)
     ]
     click.echo(f"\nloss of the images that were learned from\n{table(columns, lines)}")
     if report.mean_token:

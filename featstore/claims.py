@@ -23,12 +23,14 @@ from types import TracebackType
 from featstore.errors import ConflictError
 from featstore.files import PARTIAL, exclusive, storage_errors
 from featstore.processes import Process, is_gone, this_process
+from featstore.remote.location import find_mirror
 from featstore.store import FeatureSetFolder, StoreFolder
 
 EXPIRY_S = 60.0
 """After so long without a heartbeat a claim is dead."""
 HEARTBEAT_S = 10.0
 _LOCK_WAIT_S = 600.0
+_UPLOADS_WAIT_S = 24 * 3600.0
 _POLL_S = 0.2
 
 
@@ -211,7 +213,9 @@ def claims_lock(store: StoreFolder, key: str, *, purpose: str) -> Iterator[None]
         ConflictError: Another process holds it for minutes.
     """
     folder = claims_folder(store, key)
-    with exclusive(folder.with_suffix(".claims.lock"), purpose=purpose, timeout_s=_LOCK_WAIT_S):
+    # A shard is sent to a URL under this lock, and others may be before it.
+    wait_s = _LOCK_WAIT_S if find_mirror(store.path) is None else _UPLOADS_WAIT_S
+    with exclusive(folder.with_suffix(".claims.lock"), purpose=purpose, timeout_s=wait_s):
         with storage_errors(folder):
             folder.mkdir(exist_ok=True)
         yield

@@ -10,10 +10,12 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dask.config
 
+from featstore.claims import holder_of
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.local_devices import environments, local_device, n_cores, share_of_threads
 from featstore.plan import RunOptions
@@ -21,7 +23,7 @@ from featstore.remote.location import find_mirror
 from featstore.shard_job import Pace
 from featstore.shared_shards import Outcome, ShardTask
 from featstore.source_specs import SourceSpec
-from featstore.store import FeatureSetFolder
+from featstore.store import FeatureSetFolder, StoreFolder
 from featstore.version import __version__
 from featstore.worker import MAX_DEATHS, Answer, ClusterJob, work
 
@@ -239,6 +241,7 @@ class _Board:
         self._ended: queue.Queue[Any] = queue.Queue()
         self._on_rows = on_rows
         self._tell = tell
+        self._is_told = False
         self._n_done = 0
         self._topic = f"featstore-{job.name}"
         self._client.subscribe_topic(self._topic, self._on_event)
@@ -296,6 +299,7 @@ class _Board:
         answer = self._answer(future) if future.status == "finished" else None
         if answer is None or answer.is_held:
             self._retry(task)
+            self._tell_of_waiting(task)
             return
         self._count(task.shard, len(task.lines))
         self._n_done += not answer.set_aside
@@ -324,7 +328,8 @@ class _Board:
                 "The workers die before they begin a shard; their own messages say why. Look for "
                 "too little memory, or run without --workers to see the error."
             )
-        if self._strikes[task.shard] < MAX_DEATHS:
+        # Dask saw several deaths. With a URL no claim tells the next machine of them.
+        if self._strikes[task.shard] < MAX_DEATHS and self._job.remote is None:
             self._retry(task)
             return
         self._count(task.shard, len(task.lines))
@@ -334,6 +339,13 @@ class _Board:
         pause_s = self._pauses.get(task.shard, _FIRST_PAUSE_S)
         self._pauses[task.shard] = min(2 * pause_s, _LAST_PAUSE_S)
         self._later.append((time.monotonic() + pause_s, task))
+
+    def _tell_of_waiting(self, task: ShardTask) -> None:
+        """Say once who has a shard that is waited for for seconds."""
+        if self._pauses[task.shard] >= _LAST_PAUSE_S and not self._is_told:
+            self._is_told = True
+            holder = holder_of(StoreFolder(Path(self._job.store)), self._job.key, task.shard)
+            self._tell(f"Waiting for {len(self._later)} shards: {holder}.")
 
     def _on_event(self, event: tuple[float, Mapping[str, int]]) -> None:
         self._seen.append(event[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from featstore.items import BadImage, FoundItem, find_items, write_items
 from featstore.labels import store_labels
 from featstore.latency import Latency
 from featstore.lines import RowKey
+from featstore.local_devices import n_cores
 from featstore.plan import RunOptions
 from featstore.planning import Work, bad_rows, decodes, plan_work
 from featstore.remote.location import shown
@@ -97,7 +97,7 @@ class Extraction:
         self.options = options
         self.progress = progress
         self.began = began
-        self.n_threads = options.n_threads or os.cpu_count() or 1
+        self.n_threads = options.n_threads or n_cores()
         self.bad: list[BadImage] = []
 
     def open_store(self) -> StoreFolder:

@@ -70,9 +70,11 @@ def _started(pid: int) -> str | None:
 
 def _asked(pid: int) -> str | None:
     """Ask `ps`, where there is no ``/proc``."""
-    command = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
+    command = ["ps", "-o", "state=", "-o", "lstart=", "-p", str(pid)]
+    # The time is written as language and time zone want it; every process must get the same text.
+    same = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=same)
     except OSError:
         return None
     state, _, started = done.stdout.strip().partition(" ")

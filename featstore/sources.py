@@ -37,7 +37,8 @@ class Readers:
         """Give the reader and one item of an image.
 
         Raises:
-            InvalidInputError: The data set cannot be opened, or lacks that path now.
+            BadImageError: The data set lacks that path now.
+            InvalidInputError: It cannot be opened.
         """
         with self._lock:
             if dataset not in self._items:
@@ -46,7 +47,7 @@ class Readers:
                 self._items[dataset] = {item.path: item for item in reader.items()}
         item = self._items[dataset].get(path)
         if item is None:
-            raise InvalidInputError(
+            raise BadImageError(
                 f"{path} is no longer in the data set {dataset!r}, and the store needs it again. "
                 f"Bring it back, or name the folder that has it: --data {dataset}=FORMAT:PATH."
             )

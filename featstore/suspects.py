@@ -8,7 +8,6 @@ some image, so that one is suspect only where two processes died of it.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,19 +30,19 @@ def look_through(store: StoreFolder, job: ShardJob, source: Source) -> None:
         source: Loads the images; what it refuses is not looked at here.
     """
     path = notes_of(store, job.folder.key, job.shard) / f"{job.claim.deaths}.{job.claim.nonce}"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as note:
-        for line in job.lines:
-            if line["row"] not in job.removed:
-                _note(note.fileno(), line["row"])
-                with contextlib.suppress(BadImageError, OSError):
-                    source.load(line)
-    path.unlink()
+    for line in job.lines:
+        if line["row"] not in job.removed:
+            _note(path, line["row"])
+            with contextlib.suppress(BadImageError, OSError):
+                source.load(line)
+    path.unlink(missing_ok=True)
 
 
-def _note(file: int, row: int) -> None:
-    """Write a number over the one before, in one call: a process may die at any moment."""
-    os.pwrite(file, f"{row:<20d}".encode(), 0)
+def _note(path: Path, row: int) -> None:
+    """Write which row comes next; where that cannot be, or the claim is lost, nobody needs it."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(row))
 
 
 def suspect_of(store: StoreFolder, job: ShardJob) -> Mapping[str, Any] | None:

@@ -82,6 +82,9 @@ def work(
             return _do(here, job, task, pace, on_rows)
         except FeatstoreError as error:
             raise type(error)(f"On {socket.gethostname()}: {error}") from error
+        except Exception as error:
+            error.add_note(f"This happened on {socket.gethostname()}.")
+            raise
 
 
 def _do(

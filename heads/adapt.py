@@ -17,7 +17,7 @@ from torch import Tensor
 from featstore import open as open_store
 from featstore.errors import invalid
 from featstore.types import ProgressCallback, ignore_progress
-from heads.adapt_modes import count_trained
+from heads.adapt_modes import TOKEN, count_trained
 from heads.adaptation import Adapted, Images, Recipe, Start, adapt_many
 from heads.evaluate import locate_run, store_of
 from heads.feed import Feed
@@ -96,6 +96,7 @@ class AdaptReport:
     lr: float
     shots: int  # images that were learned from
     parameters: int  # that were trained
+    seed: int  # of the first token
     seconds: float  # of training, all seeds together
     test_images: int
     mean_token: dict[str, float]  # metrics of the test split without adaptation
@@ -131,7 +132,8 @@ def adapt(
         choices: Whom to adapt to, and from what.
         recipe: How it is trained; None: the token alone.
         out: File of the token, whose name gets a number where there are several seeds; None: the
-            identity's name, in the current folder.
+            identity's name, and the mode where that is more than the token, in the current folder.
+            One that is there is replaced.
         store: The store; None: the one the run was trained from.
         runs: Folder of the runs, where it is not the store's own.
         data: Data set whose labels are joined to stored rows; None: the labels that the run used.
@@ -203,7 +205,7 @@ class _Job:
     ) -> AdaptReport:
         """Save and measure, and tell of it."""
         choices, recipe, head = self._choices, self._recipe, self._head
-        paths = _paths(out, choices)
+        paths = _paths(out, choices, recipe.mode)
         pool = self._instances.pool
         return AdaptReport(
             run_id=self._run.run_id,
@@ -215,6 +217,7 @@ class _Job:
             lr=recipe.rate,
             shots=len({pool[n].pair.image_key for n in self.starts[0].support}),
             parameters=count_trained(head, recipe.mode),
+            seed=choices.seed,
             seconds=round(seconds, 3),
             test_images=len(self._instances.test),
             mean_token=self._measured(self._model),
@@ -304,9 +307,10 @@ def _loss(model: Model, images: Images, start: Start | None = None) -> float:
     return found
 
 
-def _paths(out: str | Path | None, choices: AdaptChoices) -> list[Path]:
+def _paths(out: str | Path | None, choices: AdaptChoices, mode: str) -> list[Path]:
     """Name the file of each seed."""
-    plain = re.sub(r"[^\w.-]+", "_", choices.identity)
+    said = choices.identity if mode == TOKEN else f"{choices.identity}-{mode}"
+    plain = re.sub(r"[^\w.-]+", "_", said)
     path = Path(f"{plain}{ENDING}") if out is None else Path(out)
     if choices.seeds == 1:
         return [path]

@@ -94,7 +94,10 @@ def add_method(
         chosen.add_to(layer, generator)
     for block in blocks if chosen.where != DECODER else ():
         chosen.add_to_block(block, generator)
-    return {name: value for name, value in head.named_parameters() if value.requires_grad}
+    found = {name: value for name, value in head.named_parameters() if value.requires_grad}
+    if not found:
+        raise invalid("method", method, "one that trains something: there are no biases here")
+    return found
 
 
 def parse_method(text: str) -> Method:

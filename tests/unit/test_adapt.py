@@ -143,7 +143,8 @@ def test_what_is_trained_beside_a_token_is_in_its_file_too(made, in_folder, mode
     report, _ = made
     choices = AdaptChoices(identity="elk", shots=2)
     found = adapt(report.path, choices, Recipe(mode=mode, steps=3), device="cpu")
-    saved = read_token("elk.safetensors")
+    saved = read_token(found.tokens[0].path)
+    assert found.tokens[0].path != "elk.safetensors"
     assert saved.mode == mode
     n_token = 8 if mode.startswith("token") else 0
     assert sum(v.numel() for v in saved.weights.values()) + n_token == found.parameters

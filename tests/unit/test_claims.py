@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -335,3 +336,14 @@ def test_a_repair_waits_for_who_works_at_the_shard_and_then_names_it(store, monk
         with pytest.raises(ConflictError, match=r"testing\) works at shard 1"):
             repair_shards(store.path, {KEY: {1: {"norm"}}})
     assert content(store.path) == before, "nothing was thrown away"
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="ps, which other systems have, is missing")
+def test_without_proc_the_system_is_asked_in_one_language_and_time_zone(monkeypatch):
+    plainly = processes._asked(os.getpid())
+    assert plainly
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert processes._asked(os.getpid()) == plainly
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert not processes._asked(child.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -31,6 +32,13 @@ def alone(tmp_path_factory):
 def cluster():
     with Cluster(RunOptions(workers=2, device="cpu"), tell=print) as cluster:
         yield cluster
+
+
+class Without(FakeReader):
+    """The same images but one."""
+
+    def items(self):
+        return [item for item in super().items() if item.path != "00033.npy"]
 
 
 def pids(cluster):
@@ -84,9 +92,14 @@ def test_a_shard_that_ends_its_workers_is_set_aside_by_name(tmp_path, cluster, a
     assert not list(path.glob(".locks/*.claims/*.notes"))
     assert report.rows in (N_IMAGES - 8, N_IMAGES - 9)  # the bad image may be among the eight
     assert verify(path).problems == []
+    shutil.copytree(path, tmp_path / "without.zarr")
     again = extract(path, cluster)
     assert again.new_rows == N_IMAGES - 1 - report.rows
     assert content(path) == alone
+    # As the message says: with that image gone, the rest of the shard is stored.
+    rest = fake_extract(tmp_path / "without.zarr", (Without(N_IMAGES, bad=[7]),))
+    assert (rest.rows, rest.set_aside) == (N_IMAGES - 2, ())
+    assert verify(tmp_path / "without.zarr").problems == []
 
 
 def test_workers_of_other_machines_write_a_store_behind_a_url(tmp_path, alone, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -114,7 +115,7 @@ def test_a_method_reaches_the_blocks_and_begins_as_if_it_did_not(method, where):
     add = add_method(head, f"{method}:where={where}", generator=torch.Generator().manual_seed(0))
     assert torch.equal(head(images.inputs), before)
     assert any(name.startswith("tail.blocks.0.") for name in add)
-    assert any(name.startswith("head.tail.blocks.1.") for name in add)
+    assert any(name.startswith("tail.blocks.1.") for name in add)
     assert any(not name.startswith("tail.") for name in add) == (where == "both")
     optimizer = torch.optim.Adam(add.values(), lr=0.02)
     start = {name: value.detach().clone() for name, value in add.items()}
@@ -165,6 +166,13 @@ GATED = BlockSpec(
         "activation": "silu",
     }
 )
+
+
+NO_BIAS = NormSpec(kind="rms_norm", eps=1e-6, has_weight=True, has_bias=False)
+BARE = replace(
+    plain_block(DIM, 2), qkv_bias="none", proj_bias=False, mlp_bias=(False, False),
+    norm1=NO_BIAS, norm2=NO_BIAS,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["lora:targets=query+key+value+mix", *METHODS])
@@ -262,6 +270,9 @@ def test_what_cannot_be_is_said(made, tmp_path):
         add_method(head, "lora:where=tail", generator=torch.Generator())
     with pytest.raises(InvalidInputError, match="one of decoder, tail, both"):
         add_method(head, "lora:where=block", generator=torch.Generator())
+    bare = TailSpec(first=2, blocks=(BARE,) * 2, n_prefix=1)
+    with pytest.raises(InvalidInputError, match="there are no biases here"):
+        add_method(make_head(bare), "bitfit:where=tail", generator=torch.Generator())
     with pytest.raises(InvalidInputError, match="left out, as the options of the head choose"):
         train(folder / "s.zarr", taps=["block:3"])
     with pytest.raises(InvalidInputError, match="from 1 to 3"):
