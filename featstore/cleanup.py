@@ -28,11 +28,11 @@ from featstore.claims import (
 )
 from featstore.errors import ConflictError, FormatError, invalid
 from featstore.feature_sets import find_feature_set
-from featstore.files import PARTIAL, exclusive, fsync_path, storage_errors
+from featstore.files import PARTIAL, exclusive, fsync_path, remove_file, storage_errors
 from featstore.latency import latency_path
 from featstore.occupancy import files_to_free, occupied
-from featstore.remote.location import refuse_remote
-from featstore.store import FeatureSetFolder, StoreFolder, open_folder
+from featstore.remote.location import refuse_remote, shown
+from featstore.store import FeatureSetFolder, StoreFolder, locate, open_folder
 from featstore.tombstones import read_tombstones
 from featstore.types import TapShape
 
@@ -71,7 +71,8 @@ def gc(
 
     These are files of interrupted writes, shards that were written but never committed, what
     interrupted removals left, and shards of which every row was removed or moved. Whatever
-    another process is writing is left alone.
+    another process is writing is left alone. Of a store behind a URL these shards are deleted
+    there, and of the rest what lies in its mirror.
 
     Args:
         store_path: Store.
@@ -87,8 +88,7 @@ def gc(
     """
     if not grace_s >= 0:
         raise invalid("grace_s", grace_s, "0 or more seconds")
-    store = open_folder(Path(store_path))
-    refuse_remote(store.path, "gc")
+    store = open_folder(locate(store_path))
     sweep = _Sweep(store, dry_run=dry_run)
     for path in _folders(store.path / "feature_sets"):
         sweep.feature_set(path, grace_s)
@@ -123,7 +123,8 @@ class _Sweep:
     def __init__(self, store: StoreFolder, *, dry_run: bool) -> None:
         self.store = store
         self.dry_run = dry_run
-        self.report = CleanReport(store=str(store.path))
+        self.report = CleanReport(store=shown(store.path))
+        self._sizes: dict[Path, int] = {}  # of shards of removed rows, which may lie behind a URL
 
     def do(
         self,
@@ -146,7 +147,7 @@ class _Sweep:
             with exclusive(lock, purpose=_PURPOSE), guard(list(find())) as paths:
                 self._list(paths)
                 if not self.dry_run:
-                    _delete(paths, folder)
+                    self._delete(paths, folder)
         except ConflictError:
             self.report.busy.append(name)
 
@@ -159,7 +160,9 @@ class _Sweep:
             if (path / "zarr.json").exists():  # else begun and never made, or damaged
                 folder = FeatureSetFolder(path)
                 _taps(folder)
-                freed.update(_removed_shards(folder, self.report, grace_s))
+                for shard, files in _removed_shards(folder, self.report, grace_s):
+                    freed.update(dict.fromkeys(files, shard))
+                    self._sizes |= files
             yield from freed
             yield from _feature_set_waste(path)
 
@@ -182,17 +185,20 @@ class _Sweep:
     def _list(self, paths: Iterable[Path]) -> None:
         for path in paths:
             self.report.removed.append(path.relative_to(self.store.path).as_posix())
-            self.report.bytes += path.lstat().st_size
+            known = self._sizes.get(path)
+            self.report.bytes += path.lstat().st_size if known is None else known
 
-
-def _delete(paths: Iterable[Path], folder: Path | None) -> None:
-    for path in paths:
-        with storage_errors(path):
-            path.unlink(missing_ok=True)
-            _remove_empty(path.parent)
-    if folder is not None:
-        with storage_errors(folder):
-            shutil.rmtree(folder)
+    def _delete(self, paths: Iterable[Path], folder: Path | None) -> None:
+        for path in paths:
+            with storage_errors(path):
+                if path in self._sizes:
+                    remove_file(path)
+                else:
+                    path.unlink(missing_ok=True)
+                _remove_empty(path.parent)
+        if folder is not None:
+            with storage_errors(folder):
+                shutil.rmtree(folder)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -245,9 +251,8 @@ def _feature_set_waste(path: Path) -> Iterator[Path]:
 
 def _removed_shards(
     folder: FeatureSetFolder, report: CleanReport, grace_s: float
-) -> dict[Path, int]:
-    """List the files, each with its shard, of shards in which nothing counts any more."""
-    found: dict[Path, int] = {}
+) -> Iterator[tuple[int, dict[Path, int]]]:
+    """Give the shards in which nothing counts any more, with the bytes of each file."""
     tombstones = read_tombstones(folder)
     now = time.time()
     for one in occupied(folder, tombstones.rows):
@@ -257,11 +262,10 @@ def _removed_shards(
         wait_s = float(tombstones.removed_at[places].max()) + grace_s - now
         files = files_to_free(folder, one)
         if files and grace_s and wait_s > 0:
-            report.waiting_bytes += sum(file.stat().st_size for file in files)
+            report.waiting_bytes += sum(files.values())
             report.waiting_s = max(report.waiting_s, wait_s)
-        else:
-            found.update(dict.fromkeys(files, one.shard))
-    return found
+        elif files:
+            yield one.shard, files
 
 
 def _is_unclaimed(

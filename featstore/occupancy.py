@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from featstore.errors import NotFoundError
 from featstore.ledgers import ledgers_of
 from featstore.lines import read_columns
 from featstore.rejected import read_rejections
+from featstore.remote.location import find_mirror
 from featstore.shards import CRC_BYTES
 from featstore.store import FeatureSetFolder
 
@@ -100,22 +100,41 @@ def committed_taps(folder: FeatureSetFolder) -> dict[int, frozenset[str]]:
     return {shard: frozenset(taps) for shard, taps in found.items()}
 
 
-def shard_files(folder: FeatureSetFolder, shard: int) -> Iterator[Path]:
-    """Give the files of one shard that exist: its arrays, over all taps."""
-    for tap, shape in folder.taps.items():
-        paths = (folder.shard_file(tap, array, shard) for array in shape.arrays)
-        yield from (path for path in paths if path.is_file())
+def shard_files(folder: FeatureSetFolder, shard: int) -> dict[Path, int]:
+    """Give the files of one shard that exist, with their bytes: its arrays, over all taps.
+
+    Raises:
+        StorageError: A store behind a URL did not answer.
+    """
+    paths = [
+        folder.shard_file(tap, array, shard)
+        for tap, shape in folder.taps.items()
+        for array in shape.arrays
+    ]
+    mirror = find_mirror(folder.path)
+    if mirror is None:
+        return {path: path.stat().st_size for path in paths if path.is_file()}
+    from featstore.remote.client import client_of  # obstore only where it is needed
+
+    sizes = client_of(mirror.remote).sizes([mirror.key(path) for path in paths])
+    return {path: size for path, size in zip(paths, sizes, strict=True) if size is not None}
 
 
-def files_to_free(folder: FeatureSetFolder, one: Occupancy) -> list[Path]:
+def files_to_free(folder: FeatureSetFolder, one: Occupancy) -> dict[Path, int]:
     """Give the files of a shard in which nothing counts any more, in the order to delete them.
 
     The ledgers go first: what is left of a shard without them is waste like any other. Where rows
     were rejected they stay, since they tell why.
+
+    Returns:
+        Their bytes.
+
+    Raises:
+        StorageError: A store behind a URL did not answer.
     """
     ledgers = [folder.ledger_path(tap, one.shard) for tap in folder.taps]
     gone = [path for path in ledgers if path.is_file()] if one.is_removed.all() else []
-    return [*gone, *shard_files(folder, one.shard)]
+    return {path: path.stat().st_size for path in gone} | shard_files(folder, one.shard)
 
 
 def removed_bytes(folder: FeatureSetFolder, removed: np.ndarray) -> tuple[int, int]:
@@ -129,7 +148,7 @@ def removed_bytes(folder: FeatureSetFolder, removed: np.ndarray) -> tuple[int, i
     stored = _Stored(folder)
     for one in occupied(folder, removed):
         if one.is_empty:
-            whole += sum(path.stat().st_size for path in files_to_free(folder, one))
+            whole += sum(files_to_free(folder, one).values())
             continue
         for tap, shape in folder.taps.items():
             if shape.grid is None:

@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -143,6 +143,11 @@ class Client:
         except NotFoundError:
             return None
         return _entry(about)
+
+    def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """Ask for the bytes of some objects; None where there is none."""
+        looked = self.map(self.look, [Entry(key=key, size=-1, version="") for key in keys])
+        return [None if entry is None else entry.size for entry in looked]
 
     def read(self, key: str) -> tuple[bytes, Entry]:
         """Read a whole small object, compared with the length and MD5 that the server names.

@@ -21,6 +21,7 @@ import featstore
 import featstore.repair
 from cli.common import exit_code
 from cli.featstore_app import featstore as featstore_cli
+from featstore.cleanup import gc
 from featstore.errors import (
     ConflictError,
     FeatstoreError,
@@ -305,6 +306,30 @@ def test_removed_rows_are_gone_on_every_machine_and_come_back(s3, plain, monkeyp
     report = fake_extract(locate(url), [FakeReader(N_IMAGES)], shapes=SHAPES)
     assert (report.new_rows, report.reused_rows) == (5, N_IMAGES - 5)
     assert verify(url).problems == []
+
+
+def test_the_space_of_removed_rows_is_freed_there(s3, plain, monkeypatch, tmp_path):
+    put_folder(s3, plain, "gc/features.zarr")
+    url = "s3://bucket/gc/features.zarr"
+    before = objects(url)
+    found = remove_rows(url, '"row" < 8')
+    [shard_of_all] = {name for name in before if "norm/patch/c/0/" in name}
+    waiting = gc(url)
+    assert (waiting.removed, waiting.waiting_bytes) == ([], found.gc_bytes)
+    assert shard_of_all in objects(url)
+    listed = gc(url, dry_run=True, grace_s=0)
+    assert objects(url) >= before
+    freed = gc(url, grace_s=0)
+    assert (freed.store, freed.removed, freed.bytes) == (url, listed.removed, found.gc_bytes)
+    gone = {name for name in before if "/c/0" in name or name.endswith("ledger/norm/00000.parquet")}
+    assert set(freed.removed) >= gone
+    assert before - objects(url) == set(freed.removed)
+    assert gc(url, grace_s=0).removed == []
+    fresh_cache(monkeypatch, tmp_path, "another machine")
+    assert verify(url).problems == []
+    assert featstore.open(url).samples().num_rows == N_IMAGES - 8
+    report = fake_extract(locate(url), [FakeReader(N_IMAGES)], shapes=SHAPES)
+    assert (report.new_rows, report.reused_rows) == (8, N_IMAGES - 8)
 
 
 @pytest.mark.parametrize("kind", ["gone", "flipped"])
