@@ -55,7 +55,7 @@ def extract(store: Path, args: argparse.Namespace) -> float:
         weights=args.weights,
         image_size=(args.image_size, args.image_size),
         taps=[args.tap],
-        tail=args.tail,
+        tail=args.tail or None,
         data=[spec(args, "planted")],
         progress=tell,
     )

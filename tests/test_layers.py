@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -75,13 +76,18 @@ def module_of(path: Path) -> str:
     return dotted.removesuffix(".__init__")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, *, only_at_import: bool = False) -> Iterator[str]:
     """Full names imported by a file, those for type checkers left out.
 
     With `only_at_import`, just those that run when the file itself is imported.
     """
     functions = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    pending: list[ast.AST] = [parsed(path)]
     while pending:
         node = pending.pop()
         if only_at_import and isinstance(node, functions):
@@ -172,7 +178,7 @@ def test_files_and_functions_are_short():
         n_lines = len(text.splitlines())
         if n_lines > MAX_FILE_LINES:
             long.append(f"{name_of(path)}: {n_lines} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
                 has_docstring = ast.get_docstring(node) is not None
@@ -187,7 +193,7 @@ def test_files_and_functions_are_short():
 def test_functions_take_at_most_five_positional_arguments():
     wrong = []
     for path in sources("featstore", "heads"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef):
                 names = [arg.arg for arg in node.args.posonlyargs + node.args.args]
                 if len([name for name in names if name not in ("self", "cls")]) > 5:

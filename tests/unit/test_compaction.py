@@ -237,7 +237,7 @@ def test_damaged_bytes_are_not_moved(path, left):
     assert {problem.shard for problem in verify(path).problems} == {1}
 
 
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_change_nothing_is_lost_or_doubled(holey, tmp_path, left, monkeypatch, step):
     n_changes, n_kills = 0, 0
     while True:

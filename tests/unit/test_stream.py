@@ -335,7 +335,7 @@ def test_a_stream_dropped_midway_leaves_nothing(features):
     drop(3)
     gc.collect()
     threads, files, maps = threading.active_count(), n_files(), n_maps(features)
-    drop(200)
+    drop(100)
     gc.collect()
     assert threading.active_count() == threads
     assert n_files() == files
