@@ -80,10 +80,11 @@ def page_html(
 
 def _lead(findings: Findings) -> str:
     about = findings.about
-    taps = ", ".join(about.get("taps", ()))
+    named = ", ".join(about.get("taps", ()))
+    taps = f" ({named})" if named else ""
     backbone = (about.get("backbone") or {}).get("name", "a backbone")
     return (
-        f"Stored features of {backbone} ({taps}), which stay as they are. Heads learned from other "
+        f"Stored features of {backbone}{taps}, which stay as they are. Heads learned from other "
         f"identities; a support of some images of each held-out one changes a token, a part of the "
         f"head or all of it; a test half of its images, always the same, measures what that gives."
     )
