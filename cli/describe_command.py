@@ -117,11 +117,13 @@ def _found_with_preset(
 
 def _text(found: Mapping[str, Any]) -> str:
     live, dead = found["live_parameters"], found["dead_parameters"]
+    frozen = found["frozen_parameters"]
     shown = {
         "head": found["head"],
         **{name: found[name] for name in ("preset", "backbone") if found.get(name)},
         "taps": ", ".join(found["taps"]),
         "parameters": f"{found['parameters']:,} ({live:,} live, {dead:,} dead)",
+        **({"frozen": f"{frozen:,} of the backbone, held beside these"} if frozen else {}),
         "output": "x".join(map(str, found["output_shape"])),
         "forward": _flops(found["forward_flops"]),
         "training step": _flops(found["step_flops"]),

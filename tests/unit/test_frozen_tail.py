@@ -282,7 +282,7 @@ def test_what_cannot_be_is_said(made, tmp_path):
         train(tmp_path / "without.zarr")
 
 
-def test_its_numbers_are_told_apart():
+def test_its_numbers_are_told_apart(capsys):
     found = describe_head(
         "identity_token", width=768, grid=(16, 16), n_outputs=17, options={"tail_blocks": 2}
     )
@@ -292,6 +292,11 @@ def test_its_numbers_are_told_apart():
     assert sum(found["parameters_by_part"].values()) == found["parameters"]
     assert found["taps"] == ["block:9"]
     assert found["forward_flops"] > plain["forward_flops"]
+    words = "describe identity_token --width 768 --grid 16x16 --outputs 17"
+    assert exit_code(program, words.split()) == 0
+    assert "frozen" not in capsys.readouterr().out
+    assert exit_code(program, [*words.split(), "--set", "tail_blocks=2"]) == 0
+    assert "14,175,744 of the backbone" in capsys.readouterr().out
 
 
 def test_a_protocol_compares_the_methods_in_both_places(made, tmp_path, capsys):
