@@ -117,12 +117,13 @@ class Words(click.ParamType[tuple[str, ...]]):
     """``WORD,WORD,...``, each once."""
 
     name = "NAME[,NAME...]"
+    separator = re.compile(",")
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
         """Give the words."""
         if isinstance(value, tuple):
             return value
-        words = tuple(word.strip() for word in value.split(","))
+        words = tuple(word.strip() for word in self.separator.split(value))
         if "" in words or len(set(words)) < len(words):
             self.fail(f"{value!r} must be words parted by commas, each once.", param, ctx)
         return words

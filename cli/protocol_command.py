@@ -63,15 +63,7 @@ class Modes(Words):
     """``MODE,MODE,...``; the options of a method may be parted by commas too."""
 
     name = "MODE[,MODE...]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Give the modes."""
-        if isinstance(value, tuple):
-            return value
-        modes = tuple(mode.strip() for mode in re.split(r",(?!\s*\w+=)", value))
-        if "" in modes or len(set(modes)) < len(modes):
-            self.fail(f"{value!r} must be modes parted by commas, each once.", param, ctx)
-        return modes
+    separator = re.compile(r",(?!\s*\w+=)")
 
 
 @click.command()

@@ -260,6 +260,11 @@ def holder_of(store: StoreFolder, key: str, shard: int) -> str:
     return f"{holder or 'another process'} works at shard {shard} of feature set {key}"
 
 
+def waiting_message(store: StoreFolder, key: str, shard: int, n_waiting: int) -> str:
+    """Say in words what is waited for: so many shards, of which another process has this one."""
+    return f"Waiting for {n_waiting} shards: {holder_of(store, key, shard)}."
+
+
 def is_dead_partial(path: Path, live: Mapping[int, Holder]) -> bool:
     """Tell whether an unfinished file is of a writer that has no claim any more.
 

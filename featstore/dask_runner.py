@@ -15,7 +15,7 @@ from typing import Any
 
 import dask.config
 
-from featstore.claims import holder_of
+from featstore.claims import waiting_message
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.local_devices import environments, local_device, n_cores, share_of_threads
 from featstore.plan import RunOptions
@@ -344,8 +344,8 @@ class _Board:
         """Say once who has a shard that is waited for for seconds."""
         if self._pauses[task.shard] >= _LAST_PAUSE_S and not self._is_told:
             self._is_told = True
-            holder = holder_of(StoreFolder(Path(self._job.store)), self._job.key, task.shard)
-            self._tell(f"Waiting for {len(self._later)} shards: {holder}.")
+            store, n_waiting = StoreFolder(Path(self._job.store)), len(self._later)
+            self._tell(waiting_message(store, self._job.key, task.shard, n_waiting))
 
     def _on_event(self, event: tuple[float, Mapping[str, int]]) -> None:
         self._seen.append(event[1])

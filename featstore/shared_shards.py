@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from featstore.claims import Claims, holder_of
+from featstore.claims import Claims, waiting_message
 from featstore.files import PARTIAL
 from featstore.ledger import read_ledger
 from featstore.shard_job import Pace, ShardJob, ShardResult, Source, run_jobs
@@ -167,8 +167,7 @@ class SerialCrew:
                 is_stuck = len(waiting) == n_before
                 if is_stuck and pause_s >= _LAST_POLL_S and not is_told:
                     is_told = True
-                    holder = holder_of(store, folder.key, min(waiting))
-                    tell(f"Waiting for {len(waiting)} shards: {holder}.")
+                    tell(waiting_message(store, folder.key, min(waiting), len(waiting)))
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LAST_POLL_S) if is_stuck else _FIRST_POLL_S
 

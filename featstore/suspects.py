@@ -48,12 +48,8 @@ def _note(path: Path, row: int) -> None:
 def suspect_of(store: StoreFolder, job: ShardJob) -> Mapping[str, Any] | None:
     """Give the line of the image that processes died of; None where it is not known."""
     rows: Counter[int] = Counter()
-    for path in _listed(notes_of(store, job.folder.key, job.shard)):
+    for path in notes_of(store, job.folder.key, job.shard).glob("*"):
         with contextlib.suppress(OSError, ValueError):
             rows[int(path.read_text())] += 1
     guilty = [row for row, count in rows.items() if count >= _DEATHS]
     return next((line for line in job.lines if guilty == [line["row"]]), None)
-
-
-def _listed(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []

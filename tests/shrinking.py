@@ -10,11 +10,27 @@ import pytest
 import featstore
 from featstore import index
 from featstore.errors import NotFoundError
+from featstore.store import open_folder
 from featstore.verify import verify
-from tests.fakes import SHAPES, fake_plan
+from tests.fakes import SHAPES, FakeReader, fake_extract, fake_plan
 
 KEY = fake_plan().key()
 TAPS = tuple(shape.tap for shape in SHAPES)
+
+
+N = 20
+READER = {"bad": [3]}
+
+
+def make_whole(tmp_path_factory):
+    """Extract the store that tests take rows from."""
+    path = tmp_path_factory.mktemp("whole") / "s.zarr"
+    fake_extract(path, [FakeReader(N, **READER)])
+    return path
+
+
+def folder_of(path):
+    return open_folder(path).feature_set(KEY)
 
 
 def listed(path, dataset="fake"):

@@ -63,12 +63,6 @@ def train(store, **changes):
     return heads.train(store, **chosen)
 
 
-@pytest.fixture
-def in_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_run_has_a_token_for_each_identity_it_saw_and_curves_of_their_spread(made):
     report, _ = made
     record = read_run(Path(report.path)).record

@@ -20,10 +20,20 @@ from featstore.store import open_folder
 from featstore.tombstones import read_tombstones, rows_out_of_force, write_tombstones
 from featstore.verify import verify
 from tests.fakes import SHAPES, FakeReader, fake_extract
-from tests.shrinking import KEY, TAPS, Killed, check, check_old_rows, dying_disk, listed, numbers
+from tests.shrinking import (
+    KEY,
+    TAPS,
+    Killed,
+    N,
+    check,
+    check_old_rows,
+    dying_disk,
+    folder_of,
+    listed,
+    make_whole,
+    numbers,
+)
 
-N = 20
-READER = {"bad": [3]}
 WHERE = "split = 'test' or path < '00008.npy'"
 
 
@@ -33,9 +43,7 @@ def is_left(item):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whole") / "s.zarr"
-    fake_extract(path, [FakeReader(N, **READER)])
-    return path
+    return make_whole(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +73,6 @@ def path(holey, tmp_path):
 @pytest.fixture(scope="module")
 def left(truth):
     return {item: found for item, found in truth.items() if is_left(item)}
-
-
-def folder_of(path):
-    return open_folder(path).feature_set(KEY)
 
 
 def test_what_is_left_moves_and_the_old_shards_go(path, left, old_rows):

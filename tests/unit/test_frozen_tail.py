@@ -12,14 +12,14 @@ import safetensors.torch
 import torch
 
 import heads
+from cli import protocol_command
 from cli.common import exit_code
 from cli.heads_app import heads as program
-from cli.protocol_command import Modes
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.tail import TailSpec, TailWeights, plain_block
 from featstore.types import TapShape
 from heads.adapt import AdaptChoices, adapt
-from heads.adapt_modes import count_trained
+from heads.adapt_modes import MODES, count_trained
 from heads.adaptation import Images, Recipe, Start, adapt_many
 from heads.base import TapTokens
 from heads.build import build_head
@@ -222,12 +222,6 @@ def train(store, **changes):
     return heads.train(store, **chosen)
 
 
-@pytest.fixture
-def in_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_training_leaves_the_blocks_as_the_backbone_has_them(made):
     report, _ = made
     record = read_run(Path(report.path)).record
@@ -314,6 +308,11 @@ def test_a_protocol_compares_the_methods_in_both_places(made, tmp_path, capsys):
     assert counts["lora:where=tail"] == 4 * 8 * DIM
 
 
+def test_the_modes_of_the_command_line_are_those_there_are():
+    assert tuple(protocol_command.MODES.split(",")) == MODES
+    assert {mode.partition(":")[0] for mode in protocol_command._TAIL_MODES} == METHODS.keys()
+
+
 def test_options_of_a_mode_may_be_parted_by_commas():
-    found = Modes().convert("token, lora:rank=4,where=tail,bitfit", None, None)
+    found = protocol_command.Modes().convert("token, lora:rank=4,where=tail,bitfit", None, None)
     assert found == ("token", "lora:rank=4,where=tail", "bitfit")

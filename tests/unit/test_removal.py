@@ -20,22 +20,26 @@ from featstore.cleanup import gc
 from featstore.errors import InvalidInputError, NotFoundError
 from featstore.plan import RunOptions
 from featstore.removal import remove_rows
-from featstore.store import open_folder
 from featstore.tombstones import Tombstones, read_tombstones
 from featstore.usage import measure_usage
 from featstore.verify import verify
 from tests.fakes import SHAPES, FakeReader, content, fake_extract
-from tests.shrinking import KEY, check, check_old_rows, listed, numbers
-
-N = 20
-READER = {"bad": [3]}
+from tests.shrinking import (
+    KEY,
+    READER,
+    N,
+    check,
+    check_old_rows,
+    folder_of,
+    listed,
+    make_whole,
+    numbers,
+)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whole") / "s.zarr"
-    fake_extract(path, [FakeReader(N, **READER)])
-    return path
+    return make_whole(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +51,6 @@ def truth(whole):
 def path(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
-
-
-def folder_of(path):
-    return open_folder(path).feature_set(KEY)
 
 
 def shard_of_rows(path, shard):
